@@ -1,0 +1,22 @@
+//! Configuration: what an operator writes, and what the daemon runs on.
+//!
+//! ```text
+//! file         YAML or TOML -> a tree in which every node knows its place
+//! file/schema  which keys there are; the tree fits it or says where it does not
+//! load         defaults < file < environment < flags, merged by figment
+//! resolve      the merged values -> settings: parsed once, never checked again
+//! diagnostics  every problem at once: file, line, column, key, what to write instead
+//! ```
+
+pub mod diagnostics;
+mod file;
+pub mod load;
+mod resolve;
+pub mod settings;
+
+#[cfg(test)]
+mod tests;
+
+pub use diagnostics::{Place, Problem, Problems, Severity};
+pub use load::{FileForm, Flags, Loaded, Sources, load};
+pub use settings::Settings;

@@ -1,0 +1,214 @@
+//! Clusters: addresses and TLS; [`auth`] is how to log in.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use http::Uri;
+
+use super::auth;
+use super::report::{Holds, Report};
+use super::values::{self, Path, shown, vault_path};
+use crate::config::load::{Field, FileForm};
+use crate::config::settings::{ClientIdentity, ClusterName, ClusterSettings, TlsSettings};
+
+/// How many addresses the pool of a cluster can hold.
+const MAX_ADDRESSES: usize = 64;
+
+/// The mount that both Vault's documentation and the Oracle plugin use.
+pub(super) const DEFAULT_TRANSIT: &str = "transit";
+
+/// The flat keys that describe the cluster `default`.
+const FLAT: &[&str] = &[
+    "addr",
+    "namespace",
+    "transitPath",
+    "vaultCACert",
+    "clientCert",
+    "clientKey",
+    "tlsServerName",
+    "allowPlaintext",
+    "token",
+    "tokenFile",
+    "roleID",
+    "roleIDFile",
+    "secretID",
+    "secretIDFile",
+    "authPath",
+];
+
+/// A cluster, and what its KEKs inherit. The settings are `None` when they had problems,
+/// so that a KEK's reference to the cluster is not a second one.
+pub(super) struct Cluster<'a> {
+    pub(super) name: ClusterName,
+    pub(super) settings: Option<Arc<ClusterSettings>>,
+    pub(super) namespace: Option<String>,
+    pub(super) transit: String,
+    /// The cluster's own block; `None` for the flat form.
+    pub(super) block: Option<Field<'a>>,
+}
+
+/// Every cluster, in the file's order.
+pub(super) fn clusters<'a>(report: &mut Report<'_>, file: &Field<'a>) -> Vec<Cluster<'a>> {
+    let Some(block) = file.get("clusters") else {
+        let name = ClusterName::try_new("default").expect("it follows the rules of names");
+        return vec![cluster(report, file, name, None)];
+    };
+    for key in FLAT {
+        if let Some(flat) = file.get(key) {
+            report.error(
+                &flat,
+                "it describes the one cluster of a file without `clusters`, and there is `clusters`",
+                format!("move it into a cluster: clusters.<name>.{key}"),
+            );
+        }
+    }
+    let entries = block.entries();
+    if entries.is_empty() {
+        report.error(&block, "there is no cluster", "write a name and, below it, addr and auth");
+    }
+    let mut found = Vec::new();
+    for (name, field) in entries {
+        match ClusterName::try_new(name) {
+            Ok(name) => found.push(cluster(report, &field, name, Some(field.clone()))),
+            Err(error) => report.error(&field, error.to_string(), "give the cluster another name"),
+        }
+    }
+    found
+}
+
+fn cluster<'a>(
+    report: &mut Report<'_>,
+    keys: &Field<'a>,
+    name: ClusterName,
+    block: Option<Field<'a>>,
+) -> Cluster<'a> {
+    let path_prefix = block.as_ref().map(|b| format!("{}.", b.path())).unwrap_or_default();
+    let place = block.as_ref().and_then(Field::place);
+    let mut allow_plaintext =
+        keys.get("allowPlaintext").and_then(|f| values::flag(report, &f)).unwrap_or(false);
+    let addresses = match keys.get("addr") {
+        Some(field) => addresses(report, &field, &mut allow_plaintext),
+        None => {
+            report.missing(
+                format!("{path_prefix}addr"),
+                place.clone(),
+                "there is no address",
+                "write the address of every node: addr: [https://vault-0:8200, https://vault-1:8200]",
+            );
+            None
+        }
+    };
+    let tls = tls(report, keys);
+    let auth = match &block {
+        Some(_) => auth::block(report, keys, &path_prefix, place),
+        None => auth::flat(report, keys),
+    };
+    let namespace = keys.get("namespace").and_then(|f| vault_path(report, &f));
+    let transit = keys.get("transitPath").and_then(|f| vault_path(report, &f));
+    let settings = addresses.zip(auth).zip(tls).map(|((addresses, auth), tls)| {
+        Arc::new(ClusterSettings {
+            name: name.clone(),
+            addresses,
+            namespace: namespace.clone(),
+            tls,
+            auth,
+            allow_plaintext,
+        })
+    });
+    let transit = transit.unwrap_or_else(|| DEFAULT_TRANSIT.to_owned());
+    Cluster { name, settings, namespace, transit, block }
+}
+
+fn addresses(
+    report: &mut Report<'_>,
+    field: &Field<'_>,
+    allow_plaintext: &mut bool,
+) -> Option<Vec<Uri>> {
+    let items = field.items();
+    if items.is_empty() {
+        report.error(field, "the list is empty", "write at least one address");
+        return None;
+    }
+    if items.len() > MAX_ADDRESSES {
+        report.error(
+            field,
+            format!("there are {} addresses; a cluster has at most {MAX_ADDRESSES}", items.len()),
+            "write the addresses of the cluster's own nodes, or of its load balancer",
+        );
+        return None;
+    }
+    let mut seen = HashSet::new();
+    let mut addresses = Vec::new();
+    let mut sound = true;
+    for item in &items {
+        let Some(uri) = values::url(report, item, Path::Refused, "https://vault.example:8200")
+        else {
+            sound = false;
+            continue;
+        };
+        let named = shown(item.text());
+        let plain = uri.scheme_str() == Some("http") && !values::is_loopback(&uri);
+        if plain && !*allow_plaintext {
+            report.refuse_unless_oracle(
+                item,
+                format!("`{named}` sends tokens and keys over the network unencrypted"),
+                "write https://, or add `allowPlaintext: true` if something else encrypts the way",
+            );
+            sound &= report.form == FileForm::Oracle;
+        }
+        if seen.insert(uri.to_string()) {
+            addresses.push(uri);
+        } else {
+            report.warn(item, format!("`{named}` stands here twice"), "remove one of the two");
+        }
+    }
+    *allow_plaintext |= report.form == FileForm::Oracle;
+    sound.then_some(addresses)
+}
+
+fn tls(report: &mut Report<'_>, keys: &Field<'_>) -> Option<TlsSettings> {
+    let ca_file = keys.get("vaultCACert").map(|field| report.file(&field, Holds::Public));
+    let server_name = match keys.get("tlsServerName") {
+        Some(field) => server_name(report, &field).map(Some),
+        None => Some(None),
+    };
+    let client = match (keys.get("clientCert"), keys.get("clientKey")) {
+        (Some(cert), Some(key)) => Some(ClientIdentity {
+            cert_file: report.file(&cert, Holds::Public),
+            key_file: report.file(&key, Holds::Secret),
+        }),
+        (Some(alone), None) => {
+            report.error(&alone, "a certificate needs its key", "add clientKey");
+            return None;
+        }
+        (None, Some(alone)) => {
+            report.error(&alone, "a key needs its certificate", "add clientCert");
+            return None;
+        }
+        (None, None) => None,
+    };
+    Some(TlsSettings { ca_file, client, server_name: server_name? })
+}
+
+fn server_name(report: &mut Report<'_>, field: &Field<'_>) -> Option<String> {
+    let text = field.text();
+    if rustls_pki_types::ServerName::try_from(text).is_err() {
+        let what = format!("`{}` is no host name", shown(text));
+        report.error(field, what, "write the name in the server's certificate, without a port");
+        return None;
+    }
+    Some(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::file::schema::FILE;
+
+    #[test]
+    fn every_flat_key_exists() {
+        for flat in FLAT {
+            assert!(FILE.iter().any(|key| key.name == *flat), "{flat}");
+        }
+    }
+}

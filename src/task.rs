@@ -1,0 +1,128 @@
+//! Long-lived tasks: each has a name, one owner, and ends with it. A panic in one is a bug:
+//! it is told and counted, and a task that can begin anew does so.
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::telemetry::metrics::{self, Metric};
+
+/// The wait before a task that panicked begins anew.
+const RESPAWN_PAUSE: Duration = Duration::from_secs(1);
+
+/// Owns a task. Dropping it ends the task at its next `await`.
+#[derive(Debug)]
+pub struct OwnedTask {
+    name: &'static str,
+    _cancel_on_drop: DropGuard,
+    handle: tokio::task::JoinHandle<()>,
+}
+
+// === impl OwnedTask ===
+
+impl OwnedTask {
+    /// Starts `work`, which runs until it ends or its owner is dropped. When it panics it
+    /// has ended.
+    pub fn spawn<F>(name: &'static str, work: F) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        Self::start(name, async move {
+            if caught(work).await.is_err() {
+                tell_panic(name, "it has ended, so restart the daemon");
+            }
+        })
+    }
+
+    /// Starts what `begin` makes, and starts it anew whenever it panics: for work that
+    /// keeps nothing that a panic could leave half done.
+    pub fn spawn_again<F, B>(name: &'static str, begin: B) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+        B: Fn() -> F + Send + 'static,
+    {
+        Self::start(name, async move {
+            while caught(begin()).await.is_err() {
+                tell_panic(name, "it begins anew");
+                tokio::time::sleep(RESPAWN_PAUSE).await;
+            }
+        })
+    }
+
+    fn start<F>(name: &'static str, work: F) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let token = CancellationToken::new();
+        let stop = token.clone();
+        let handle = tokio::spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = work => {}
+            }
+        });
+        Self { name, _cancel_on_drop: token.drop_guard(), handle }
+    }
+
+    /// The name that log lines use.
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Whether the task has ended, for whatever reason.
+    pub fn is_finished(&self) -> bool {
+        self.handle.is_finished()
+    }
+}
+
+/// Runs `work` to its end; `Err` when that is a panic. The panic hook has told of it then.
+pub(crate) async fn caught<F: Future>(work: F) -> Result<F::Output, ()> {
+    // What the work held is dropped with it; what it shares is behind locks and channels
+    // that a panic leaves sound.
+    AssertUnwindSafe(work).catch_unwind().await.map_err(|_| ())
+}
+
+/// Tells and counts that `task` panicked, and what comes of it.
+pub(crate) fn tell_panic(task: &'static str, so: &'static str) {
+    metrics::add(Metric::Panics, 1, &[]);
+    tracing::error!(task, "A task panicked; {so}. Please report this bug.");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_panics_begins_anew() {
+        let begun = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&begun);
+        let task = OwnedTask::spawn_again("test", move || {
+            let counter = Arc::clone(&counter);
+            async move { assert!(counter.fetch_add(1, Ordering::SeqCst) > 1, "on purpose") }
+        });
+        let end = tokio::time::Instant::now() + Duration::from_secs(10);
+        while !task.is_finished() {
+            assert!(tokio::time::Instant::now() < end, "it goes on");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert_eq!(begun.load(Ordering::SeqCst), 3);
+    }
+
+    #[tokio::test]
+    async fn the_task_ends_with_its_owner() {
+        let (held, mut seen) = tokio::sync::mpsc::channel::<()>(1);
+        let task = OwnedTask::spawn("test", async move {
+            std::future::pending::<()>().await;
+            drop(held);
+        });
+        assert!(!task.is_finished());
+        drop(task);
+        assert_eq!(seen.recv().await, None);
+    }
+}

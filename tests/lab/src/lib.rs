@@ -1,0 +1,69 @@
+//! The lab: real OpenBao clusters, faults between them and the daemon, and models of
+//! kube-apiserver, for the tests, the benches and the demo.
+//!
+//! | what | where |
+//! |---|---|
+//! | a real server: one in memory, or a raft cluster with TLS | [`DevNode`], [`Cluster`], [`Node`] |
+//! | its API: keys, policies, tokens, roles | [`Admin`], [`policy_for`] |
+//! | certificates, right and wrong | [`Authority`] |
+//! | faults on the way | [`FaultProxy`] |
+//! | answers that no real server can be made to give | [`FakeVault`] (a fake, and named so) |
+//! | the daemon under test | [`Daemon`], [`Config`] |
+//! | a client on its socket | [`Kms`] |
+//! | callers that never pause | [`Callers`] |
+//! | kube-apiserver's own rules and storage formats | [`apiserver`] |
+//! | a receiver of traces | [`otlp`] |
+//! | waiting with a deadline | [`eventually`] |
+//!
+//! Everything listens on 127.0.0.1, lives in a temporary folder, and ends with its owner,
+//! or with the process when that is killed.
+
+mod admin;
+pub mod apiserver;
+mod callers;
+mod cluster;
+mod config;
+mod daemon;
+mod dev;
+mod error;
+mod fake;
+mod fault;
+mod http_server;
+pub mod install;
+pub mod kms;
+mod node;
+pub mod otlp;
+mod port;
+mod process;
+mod tls;
+mod wait;
+
+pub use self::admin::{Admin, AppRole, KeyInfo, Reply, policy_for, policy_for_mount};
+pub use self::callers::{Callers, Seen};
+pub use self::cluster::{Cluster, ClusterBuilder};
+pub use self::config::Config;
+pub use self::daemon::{Daemon, DaemonBuilder};
+pub use self::dev::DevNode;
+pub use self::error::{Context, Error, Result};
+pub use self::fake::{Answer, FakeVault, Received};
+pub use self::fault::{FaultProxy, Flow, Gate};
+pub use self::kms::Kms;
+pub use self::node::{Audited, Node};
+pub use self::port::free_port;
+pub use self::tls::{Authority, Identity, IdentityFiles, Validity};
+pub use self::wait::eventually;
+
+/// The KMS protocol, generated from the project's proto files.
+pub mod proto {
+    /// KMS v1.
+    #[allow(missing_docs, unreachable_pub)]
+    pub mod v1beta1 {
+        tonic::include_proto!("v1beta1");
+    }
+
+    /// KMS v2.
+    #[allow(missing_docs, unreachable_pub)]
+    pub mod v2 {
+        tonic::include_proto!("v2");
+    }
+}

