@@ -14,10 +14,12 @@
 
 pub mod admin;
 pub mod clock;
+pub mod cluster;
 pub mod config;
 pub mod secret;
 pub mod task;
 pub mod telemetry;
+pub mod transit;
 
 /// The KMS plugin API on the wire, generated from `proto/`.
 pub mod proto {

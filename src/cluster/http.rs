@@ -1,0 +1,385 @@
+//! One request to one address over a pooled connection; the innermost service.
+//!
+//! hyper-util's client has its own hidden repeats switched off: a repeat is a decision of
+//! the layers above, which know the budget. The one exception is made here and is not
+//! hidden: a connection from the pool that the server had closed already is no fault of
+//! the address, so the request goes out again on another one.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::{Body as _, Incoming};
+use hyper_rustls::HttpsConnector;
+use hyper_util::client::legacy::{Client, Error as ClientError};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use secrecy::ExposeSecret as _;
+use tower::Service;
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+use zeroize::Zeroizing;
+
+use super::address::Address;
+use super::error::{AttemptError, Fault};
+use super::operation::{Answer, Attempt, Call, Operation};
+use super::tls::{self, LoadedTls};
+use dial::{Dial, Served, Within};
+
+mod dial;
+
+/// No answer that this daemon asks for comes near it: a full batch of decrypts is about
+/// 100 KiB. It bounds what a broken or hostile server can make us hold.
+pub const MAX_ANSWER: usize = 8 << 20;
+
+/// Vault refuses bodies above 32 MiB by default; ours are bounded far below by the
+/// listener's message size and by the batch ceiling.
+pub const MAX_REQUEST: usize = 8 << 20;
+
+/// Idle connections kept per address. Two batches are in flight at most per key and verb;
+/// what a storm opens above this is closed again after it.
+const MAX_IDLE: usize = 16;
+
+/// Vault closes idle connections after 5 minutes by default, load balancers often after
+/// 60 s; below both, so that a pooled connection is seldom a closed one.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
+
+/// How long a connection may take to be made, TLS included. It survives one lost packet
+/// (sent again after a second). What did not connect was not sent, so that even a login,
+/// whose deadline is longer, can go on to the next address.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How often a request may meet a closed pooled connection before that is a fault. After
+/// a server's restart each idle connection can be one.
+const MAX_CLOSED_CONNECTIONS: usize = MAX_IDLE;
+
+/// HTTP/1.1 only. On OpenBao HTTP/2 had lower tails for single calls and was 14 to 31 %
+/// slower for batches, and one stalled HTTP/2 connection stalls all its calls. With it,
+/// a timed-out connection must be poisoned.
+const OFFER_HTTP2: bool = false;
+
+const X_VAULT_REQUEST: HeaderName = HeaderName::from_static("x-vault-request");
+const X_VAULT_TOKEN: HeaderName = HeaderName::from_static("x-vault-token");
+const X_VAULT_NAMESPACE: HeaderName = HeaderName::from_static("x-vault-namespace");
+
+type Pool = Client<Within<HttpsConnector<Dial>>, Full<Bytes>>;
+
+/// Sends attempts to one address. Clones share the connections.
+#[derive(Clone)]
+pub struct Http {
+    address: Address,
+    client: Pool,
+}
+
+/// Lends an operation's body to hyper without a copy; it is wiped with the operation.
+struct BodyOf(Arc<Operation>);
+
+/// Why one exchange failed, and whether its connection was closed before it began.
+struct Failure {
+    fault: Fault,
+    pooled_connection_was_closed: bool,
+}
+
+struct HeaderInjector<'a>(&'a mut HeaderMap);
+
+// === impl Http ===
+
+impl Http {
+    /// A client for `address`. Nothing is dialled before the first attempt.
+    pub fn new(address: Address, tls: &LoadedTls) -> Self {
+        let https_only = address.url.scheme_str() != Some("http");
+        let mut config = tls.config();
+        if OFFER_HTTP2 {
+            Arc::make_mut(&mut config).alpn_protocols = vec![b"h2".into(), b"http/1.1".into()];
+        }
+        let connector = HttpsConnector::new(
+            Dial::new(CONNECT_TIMEOUT),
+            config,
+            https_only,
+            tls.server_name_resolver(),
+        );
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(MAX_IDLE)
+            .retry_canceled_requests(false)
+            .build(Within::new(CONNECT_TIMEOUT, connector));
+        Self { address, client }
+    }
+
+    /// One request and its whole answer, within the call's deadline.
+    async fn send(self, call: Call) -> Result<Answer, AttemptError> {
+        let exchange = self.exchange(&call);
+        let outcome = match tokio::time::timeout_at(call.deadline.instant(), exchange).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Fault::Deadline),
+        };
+        outcome.map_err(|fault| AttemptError {
+            address: self.address.name.clone(),
+            index: self.address.index,
+            fault,
+        })
+    }
+
+    async fn exchange(&self, call: &Call) -> Result<Answer, Fault> {
+        let mut closed = 0;
+        loop {
+            let request = self.request(call)?;
+            match self.exchange_once(request).await {
+                Ok(answer) => return Ok(answer),
+                Err(failure) => {
+                    // Nothing was answered on it, but the bytes may have gone out.
+                    let may_repeat = failure.pooled_connection_was_closed
+                        && closed < MAX_CLOSED_CONNECTIONS
+                        && (call.operation.repeatable() || !failure.fault.may_have_been_served());
+                    if !may_repeat {
+                        return Err(failure.fault);
+                    }
+                    closed += 1;
+                    tracing::debug!(
+                        server.address = %self.address.name,
+                        "A pooled connection was closed already; the request goes out on another.",
+                    );
+                }
+            }
+        }
+    }
+
+    async fn exchange_once(&self, request: Request<Full<Bytes>>) -> Result<Answer, Failure> {
+        let response = self.client.request(request).await.map_err(Failure::of_client)?;
+        if let Some(served) = response.extensions().get::<Served>() {
+            served.mark();
+        }
+        let (head, body) = response.into_parts();
+        let body = collect(Response::from_parts(head.clone(), body)).await?;
+        let address = self.address.name.clone();
+        Ok(Answer { status: head.status, headers: head.headers, body, address })
+    }
+
+    fn request(&self, call: &Call) -> Result<Request<Full<Bytes>>, Fault> {
+        let operation = &call.operation;
+        let uri = Uri::builder()
+            .scheme(self.address.url.scheme_str().unwrap_or("https"))
+            .authority(self.address.url.authority().map_or("", |a| a.as_str()))
+            .path_and_query(operation.path.as_str())
+            .build()
+            .map_err(|_| Fault::Unsendable("its path is not a valid one"))?;
+        let body = match &operation.body {
+            None => Bytes::new(),
+            Some(bytes) if bytes.len() > MAX_REQUEST => {
+                return Err(Fault::Unsendable("its body is over 8 MiB"));
+            }
+            Some(_) => Bytes::from_owner(BodyOf(Arc::clone(operation))),
+        };
+
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = operation.method.clone();
+        *request.uri_mut() = uri;
+        let headers = request.headers_mut();
+        headers.insert(X_VAULT_REQUEST, HeaderValue::from_static("true"));
+        if operation.body.is_some() {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
+        if let Some(token) = &call.token {
+            let mut value = HeaderValue::from_str(token.expose_secret()).map_err(|_| {
+                Fault::Unsendable("the token has a character that no HTTP header may carry")
+            })?;
+            value.set_sensitive(true);
+            headers.insert(X_VAULT_TOKEN, value);
+        }
+        if let Some(namespace) = &operation.namespace {
+            let value = HeaderValue::from_str(namespace).map_err(|_| {
+                Fault::Unsendable("the namespace has a character that no HTTP header may carry")
+            })?;
+            headers.insert(X_VAULT_NAMESPACE, value);
+        }
+        // Without telemetry the context is empty and the propagator does nothing.
+        let context = tracing::Span::current().context();
+        opentelemetry::global::get_text_map_propagator(|propagator| {
+            propagator.inject_context(&context, &mut HeaderInjector(headers));
+        });
+        Ok(request)
+    }
+}
+
+impl Service<Attempt> for Http {
+    type Response = Answer;
+    type Error = AttemptError;
+    type Future = BoxFuture<'static, Result<Answer, AttemptError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), AttemptError>> {
+        Poll::Ready(Ok(())) // connections are made as they are needed
+    }
+
+    fn call(&mut self, attempt: Attempt) -> Self::Future {
+        self.clone().send(attempt.call).boxed()
+    }
+}
+
+impl fmt::Debug for Http {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Http").field("address", &self.address.name).finish_non_exhaustive()
+    }
+}
+
+/// Takes the body in, up to [`MAX_ANSWER`], into one buffer that is wiped when dropped.
+async fn collect(response: Response<Incoming>) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    let too_large = || Fault::Broken(format!("its body is over {} MiB", MAX_ANSWER >> 20));
+    let announced = response
+        .headers()
+        .get(CONTENT_LENGTH)
+        .and_then(|v| v.to_str().ok()?.parse::<usize>().ok())
+        .unwrap_or(0);
+    let mut body = response.into_body();
+    if announced > MAX_ANSWER || body.size_hint().lower() > MAX_ANSWER as u64 {
+        return Err(Failure::fresh(too_large()));
+    }
+    let mut bytes = Zeroizing::new(Vec::with_capacity(announced));
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|e| Failure::fresh(explain_body(&e)))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if bytes.len() + data.len() > MAX_ANSWER {
+            return Err(Failure::fresh(too_large()));
+        }
+        bytes.extend_from_slice(&data);
+    }
+    Ok(bytes)
+}
+
+fn explain_body(error: &hyper::Error) -> Fault {
+    let cut_short = find::<io::Error>(error).map_or_else(
+        || "the connection ended in the middle of it".to_owned(),
+        |cause| format!("the connection broke in the middle of it ({})", explain_io(cause)),
+    );
+    Fault::Broken(cut_short)
+}
+
+// === impl Failure ===
+
+impl Failure {
+    /// A failure after the answer began: its connection was in order.
+    const fn fresh(fault: Fault) -> Self {
+        Self { fault, pooled_connection_was_closed: false }
+    }
+
+    fn of_client(error: ClientError) -> Self {
+        let mut extensions = http::Extensions::new();
+        if let Some(connection) = error.connect_info() {
+            connection.get_extras(&mut extensions);
+        }
+        let reused = extensions.get::<Served>().is_some_and(Served::has);
+        let hyper = find::<hyper::Error>(&error);
+        let never_sent = hyper.is_some_and(hyper::Error::is_canceled);
+        let broke = hyper.is_some_and(hyper::Error::is_incomplete_message)
+            || find::<io::Error>(&error).is_some_and(is_disconnect);
+        let fault = explain_client(&error, never_sent);
+        Self {
+            pooled_connection_was_closed: reused
+                && !matches!(fault, Fault::Tls(_))
+                && (never_sent || broke),
+            fault,
+        }
+    }
+}
+
+fn explain_client(error: &ClientError, never_sent: bool) -> Fault {
+    if let Some(cause) = find::<rustls::Error>(error) {
+        return Fault::Tls(tls::explain(cause));
+    }
+    let io = find::<io::Error>(error);
+    if error.is_connect() {
+        return Fault::Unreachable(match io {
+            Some(cause) => format!("cannot connect: {}", explain_io(cause)),
+            None => format!("cannot connect: {}", innermost(error)),
+        });
+    }
+    if never_sent {
+        return Fault::Unreachable("the connection was closed before the request".into());
+    }
+    match (io, find::<hyper::Error>(error)) {
+        (Some(cause), _) => Fault::Connection(format!("connection broke: {}", explain_io(cause))),
+        (None, Some(e)) if e.is_incomplete_message() => {
+            Fault::Connection("the connection was closed before an answer".into())
+        }
+        (None, Some(e)) if e.is_parse() => Fault::Broken(format!("not HTTP: {e}")),
+        _ => Fault::Connection(format!("connection broke: {}", innermost(error))),
+    }
+}
+
+/// The kinds of I/O error in the words that an operator knows from other tools.
+fn explain_io(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connection refused".into(),
+        io::ErrorKind::ConnectionReset => "connection reset by peer".into(),
+        io::ErrorKind::TimedOut => "timed out".into(),
+        io::ErrorKind::UnexpectedEof => "the peer closed the connection".into(),
+        _ => innermost(error).to_string(),
+    }
+}
+
+fn is_disconnect(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::NotConnected
+            | io::ErrorKind::UnexpectedEof
+    )
+}
+
+/// The first `T` among an error and its causes; looks inside `io::Error`, whose `source`
+/// skips the error that it wraps.
+fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref::<T>() {
+            return Some(found);
+        }
+        next = cause_of(error);
+    }
+    None
+}
+
+fn innermost<'a>(error: &'a (dyn StdError + 'static)) -> &'a (dyn StdError + 'static) {
+    let mut last = error;
+    while let Some(cause) = cause_of(last) {
+        last = cause;
+    }
+    last
+}
+
+fn cause_of<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 'static)> {
+    match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        Some(wrapped) => Some(wrapped),
+        None => error.source(),
+    }
+}
+
+// === impl BodyOf, HeaderInjector ===
+
+impl AsRef<[u8]> for BodyOf {
+    fn as_ref(&self) -> &[u8] {
+        self.0.body.as_ref().map_or(&[], |b| b.as_slice())
+    }
+}
+
+impl opentelemetry::propagation::Injector for HeaderInjector<'_> {
+    fn set(&mut self, key: &str, value: String) {
+        if let (Ok(name), Ok(value)) =
+            (HeaderName::from_bytes(key.as_bytes()), HeaderValue::from_str(&value))
+        {
+            self.0.insert(name, value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

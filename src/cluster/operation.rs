@@ -1,0 +1,321 @@
+//! What is asked of a cluster and what comes back: the vocabulary that every layer of
+//! the stack shares. Nothing here knows what a body means; [`Classify`] is the seam
+//! through which `transit::verdict` tells.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use http::{HeaderMap, Method, StatusCode};
+use secrecy::SecretString;
+use zeroize::Zeroizing;
+
+use crate::clock::Deadline;
+
+/// One thing to ask of Vault. Every operation may be repeated and sent to several
+/// addresses at once, but for a [`Verb::Login`] whose secret is used up by it.
+#[derive(Clone)]
+pub struct Operation {
+    /// What it is, for metrics, spans and verdicts.
+    pub verb: Verb,
+    /// The HTTP method.
+    pub method: Method,
+    /// The path with its leading `/v1/`, already percent-encoded.
+    pub path: String,
+    /// Vault's namespace, sent as `X-Vault-Namespace`.
+    pub namespace: Option<String>,
+    /// The JSON body.
+    pub body: Option<Zeroizing<Vec<u8>>>,
+}
+
+/// What an operation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Verb {
+    /// Transit encrypt.
+    Encrypt,
+    /// Transit decrypt.
+    Decrypt,
+    /// Transit key metadata.
+    ReadKey,
+    /// Any auth method's login.
+    Login,
+    /// `auth/token/lookup-self`.
+    LookupSelf,
+    /// `auth/token/renew-self`.
+    RenewSelf,
+    /// `sys/capabilities-self`.
+    Capabilities,
+    /// `sys/health`.
+    Health,
+    /// Anything else that a command such as `check` reads.
+    Read,
+}
+
+/// A call as it enters the stack: an operation, the token and the time that it has.
+#[derive(Clone)]
+pub struct Call {
+    /// What to ask.
+    pub operation: Arc<Operation>,
+    /// Sent as `X-Vault-Token`; absent for logins and health.
+    pub token: Option<Arc<SecretString>>,
+    /// No answer is worth anything after it.
+    pub deadline: Deadline,
+}
+
+/// One HTTP request to one address, as the pool is asked for it.
+#[derive(Clone)]
+pub struct Attempt {
+    /// The call that it belongs to.
+    pub call: Call,
+    /// Its number within the call, from 1.
+    pub number: u32,
+    /// Why it is made.
+    pub reason: AttemptReason,
+    /// Addresses that this call has been to; the pool picks another while there is one.
+    pub tried: AddressSet,
+    /// Another address has answered the call already, with what may be stale, so that the
+    /// silence of this one is not waited for to the end.
+    pub is_second_opinion: bool,
+    /// Whether its outcome still counts; shared by the hedge and the breaker.
+    pub fate: Fate,
+}
+
+/// Whether an attempt's outcome still says anything about its address. The hedge gives
+/// up losers with it, so that the breaker does not judge an address by a race that
+/// another one won.
+#[derive(Clone, Debug, Default)]
+pub struct Fate(Arc<AtomicBool>);
+
+/// Why an attempt is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AttemptReason {
+    /// The call's first.
+    First,
+    /// The one before failed.
+    Retry,
+    /// The one before is silent and still in flight.
+    Hedge,
+}
+
+/// Some of a cluster's addresses, by their index in the pool (at most 64 addresses).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AddressSet(u64);
+
+/// An address's index in its pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AddressIndex(pub u8);
+
+/// The public name of an address: scheme, host and port, without credentials.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct AddressName(Arc<str>);
+
+/// An answer, received whole within the attempt.
+pub struct Answer {
+    /// The HTTP status.
+    pub status: StatusCode,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The body; bounded, wiped when dropped.
+    pub body: Zeroizing<Vec<u8>>,
+    /// Who answered.
+    pub address: AddressName,
+}
+
+/// Reads answers for the stack, which cannot.
+pub trait Classify: Send + Sync + 'static {
+    /// What `answer` to `operation` means for the address that gave it.
+    fn classify(&self, operation: &Operation, answer: &Answer) -> Verdict;
+}
+
+/// What an answer means for the address that gave it and for the call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The call has its answer, good or bad; the address is sound.
+    Final,
+    /// The token was refused: one shared login, then once more. The address is sound.
+    TokenRefused,
+    /// It may know less than the active node: ask the others; final when all agree.
+    Stale(&'static str),
+    /// Another address may do better.
+    Elsewhere(Elsewhere),
+}
+
+/// Why another address may do better.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// A few words for log lines and errors, such as `sealed`.
+    pub reason: &'static str,
+    /// Counts against the address in its breaker.
+    pub at_fault: bool,
+    /// Open the breaker at once (a sealed node does not serve the next call either).
+    pub eject: bool,
+    /// The soonest that the same address is worth another try.
+    pub again_after: Option<Duration>,
+}
+
+// === impl Operation ===
+
+impl fmt::Debug for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { verb, method, path, namespace, body } = self;
+        f.debug_struct("Operation")
+            .field("verb", verb)
+            .field("method", method)
+            .field("path", path)
+            .field("namespace", namespace)
+            .field("body", &body.as_ref().map(|b| format!("{} bytes", b.len())))
+            .finish()
+    }
+}
+
+impl Operation {
+    /// Whether it may be sent again, or to two addresses at once, after a server may have
+    /// seen it. A login may not: it can use up a secret id that is good for so many uses.
+    pub const fn repeatable(&self) -> bool {
+        !matches!(self.verb, Verb::Login)
+    }
+}
+
+// === impl Verb ===
+
+impl Verb {
+    /// The word that metrics and spans use.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Encrypt => "encrypt",
+            Self::Decrypt => "decrypt",
+            Self::ReadKey => "read_key",
+            Self::Login => "login",
+            Self::LookupSelf => "lookup_self",
+            Self::RenewSelf => "renew_self",
+            Self::Capabilities => "capabilities",
+            Self::Health => "health",
+            Self::Read => "read",
+        }
+    }
+}
+
+// === impl Call, Attempt ===
+
+impl fmt::Debug for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Call")
+            .field("operation", &self.operation)
+            .field("token", &self.token.as_ref().map(|_| "…"))
+            .field("deadline", &self.deadline)
+            .finish()
+    }
+}
+
+impl fmt::Debug for Attempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { call, number, reason, tried, is_second_opinion, fate: _ } = self;
+        f.debug_struct("Attempt")
+            .field("call", call)
+            .field("number", number)
+            .field("reason", reason)
+            .field("tried", tried)
+            .field("is_second_opinion", is_second_opinion)
+            .finish_non_exhaustive()
+    }
+}
+
+// === impl Fate ===
+
+impl Fate {
+    /// From here on the outcome says nothing about the address.
+    pub fn give_up(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether somebody gave the attempt up.
+    pub fn is_given_up(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+// === impl AttemptReason ===
+
+impl AttemptReason {
+    /// The word that metrics and spans use.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::First => "first",
+            Self::Retry => "retry",
+            Self::Hedge => "hedge",
+        }
+    }
+}
+
+// === impl AddressSet ===
+
+impl AddressSet {
+    /// This set and `index`.
+    #[must_use]
+    pub const fn with(self, index: AddressIndex) -> Self {
+        Self(self.0 | 1 << index.0)
+    }
+
+    /// The addresses in either.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether `index` is in it.
+    pub const fn contains(self, index: AddressIndex) -> bool {
+        self.0 & (1 << index.0) != 0
+    }
+
+    /// How many are in it.
+    pub const fn len(self) -> usize {
+        self.0.count_ones() as usize
+    }
+
+    /// Whether none is.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+// === impl AddressName ===
+
+impl AddressName {
+    /// The name of the address at `url`; user information and path are left out.
+    pub fn of(url: &http::Uri) -> Self {
+        let scheme = url.scheme_str().unwrap_or("https");
+        let host = url.host().unwrap_or_default();
+        let port = url.port_u16().unwrap_or(if scheme == "http" { 80 } else { 443 });
+        Self(format!("{scheme}://{host}:{port}").into())
+    }
+
+    /// As text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for AddressName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for AddressName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+// === impl Answer ===
+
+impl fmt::Debug for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Answer")
+            .field("status", &self.status)
+            .field("address", &self.address)
+            .field("body", &format!("{} bytes", self.body.len()))
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,297 @@
+//! The next address after a fault, within a budget and the deadline.
+//!
+//! Everything that is repeated here is safe to repeat; what is bounded is load and time.
+//! The first repeat goes at once to an address that this call has not been to, and is
+//! free: an idle daemon must survive its first fault. Further ones draw on a budget that
+//! all calls share, and one call makes thirteen attempts at most (`MAX_ATTEMPTS`). Only when
+//! every usable address was tried does a call wait before it goes round again; the rounds
+//! are spread over its deadline, and a call that waits goes on at once, and free, when
+//! another call gets an answer.
+//!
+//! An answer that may be stale is final when all addresses give it. When some cannot be
+//! asked and the others repeat it, the call ends without waiting for its deadline.
+
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use opentelemetry::KeyValue;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tower::retry::budget::{Budget as _, TpsBudget};
+use tower::{Layer, Service};
+
+use super::error::{AttemptError, CallError, CallErrorKind, Fault};
+use super::hedge::{MAX_ATTEMPTS, Missed, Won};
+use super::operation::{Answer, Attempt, Call};
+use super::pool::Outlook;
+use crate::clock::Jitter;
+use crate::config::settings::ClusterName;
+use crate::telemetry::metrics::{self, Metric};
+use progress::Progress;
+
+mod progress;
+
+/// The first wait between two rounds over the addresses; it doubles with each.
+const BACKOFF_AT_FIRST: Duration = Duration::from_millis(100);
+
+/// The longest wait between two rounds.
+const BACKOFF_AT_MOST: Duration = Duration::from_secs(1);
+
+/// The last repeat goes out with this much time left; with less, none is worth sending.
+const LAST_TRY: Duration = Duration::from_millis(100);
+
+/// Repeats, beyond the free ones, as a share of the calls of the last 10 s, and a reserve
+/// of so many a second for a daemon that is mostly idle.
+const REPEAT_SHARE: f32 = 0.2;
+const REPEATS_PER_SECOND: u32 = 10;
+
+/// With the budget used up, one repeat in this time still goes out, so that the end of an
+/// outage is noticed: the budget gives back what a burst took from it only after 10 s.
+const SCOUT_EVERY: Duration = Duration::from_millis(100);
+
+/// Puts retries over a hedge. The budget is shared by all services that it makes.
+#[derive(Clone)]
+pub struct RetryLayer {
+    shared: Arc<Shared>,
+}
+
+/// Repeats attempts until one brings an answer.
+#[derive(Clone)]
+pub struct Retry<H> {
+    hedge: H,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    cluster: ClusterName,
+    outlook: Arc<dyn Outlook>,
+    jitter: Arc<Jitter>,
+    budget: TpsBudget,
+    /// When the last repeat went out that the budget did not pay for.
+    scouted: Mutex<Option<Instant>>,
+    /// Wakes the calls that wait when another one gets an answer.
+    answered: Notify,
+}
+
+// === impl RetryLayer ===
+
+impl RetryLayer {
+    /// Retries over the addresses that `outlook` shows.
+    pub fn new(cluster: ClusterName, outlook: Arc<dyn Outlook>, jitter: Arc<Jitter>) -> Self {
+        let budget = TpsBudget::new(Duration::from_secs(10), REPEATS_PER_SECOND, REPEAT_SHARE);
+        Self::with_budget(cluster, outlook, jitter, budget)
+    }
+
+    fn with_budget(
+        cluster: ClusterName,
+        outlook: Arc<dyn Outlook>,
+        jitter: Arc<Jitter>,
+        budget: TpsBudget,
+    ) -> Self {
+        let (scouted, answered) = (Mutex::default(), Notify::new());
+        Self { shared: Arc::new(Shared { cluster, outlook, jitter, budget, scouted, answered }) }
+    }
+}
+
+impl<H> Layer<H> for RetryLayer {
+    type Service = Retry<H>;
+
+    fn layer(&self, hedge: H) -> Retry<H> {
+        Retry { hedge, shared: Arc::clone(&self.shared) }
+    }
+}
+
+// === impl Retry ===
+
+impl<H> Service<Call> for Retry<H>
+where
+    H: Service<Attempt, Response = Won, Error = Missed> + Clone + Send + 'static,
+    H::Future: Send + 'static,
+{
+    type Response = Answer;
+    type Error = CallError;
+    type Future = BoxFuture<'static, Result<Answer, CallError>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), CallError>> {
+        let shared = &self.shared;
+        self.hedge
+            .poll_ready(cx)
+            .map_err(|missed| shared.error(CallErrorKind::Exhausted, missed.attempts))
+    }
+
+    fn call(&mut self, call: Call) -> Self::Future {
+        let next = self.hedge.clone();
+        let hedge = std::mem::replace(&mut self.hedge, next);
+        let shared = Arc::clone(&self.shared);
+        async move {
+            let verb = call.operation.verb;
+            let mut progress = Progress::default();
+            let result = shared.run(hedge, call, &mut progress).await;
+            let labels = [
+                KeyValue::new("cluster", shared.cluster.as_str().to_owned()),
+                KeyValue::new("verb", verb.as_str()),
+            ];
+            metrics::record(Metric::AttemptsPerCall, f64::from(progress.sent), &labels);
+            result.map_err(|kind| shared.error(progress.end(kind), progress.failed))
+        }
+        .boxed()
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    async fn run<H>(
+        &self,
+        mut hedge: H,
+        call: Call,
+        progress: &mut Progress,
+    ) -> Result<Answer, CallErrorKind>
+    where
+        H: Service<Attempt, Response = Won, Error = Missed> + Send,
+        H::Future: Send,
+    {
+        self.budget.deposit();
+        let deadline = call.deadline;
+        loop {
+            if deadline.has_passed() {
+                return Err(CallErrorKind::Deadline);
+            }
+            let attempt = progress.next_attempt(&call);
+            // The transport and the pool keep the deadline themselves and know more to
+            // say about it; this is for what they might forget.
+            let round = tokio::time::timeout_at(deadline.instant(), hedge.call(attempt));
+            match round.await {
+                Err(_) => return Err(CallErrorKind::Deadline),
+                Ok(Ok(won)) => {
+                    progress.sent += won.sent;
+                    self.answered.notify_waiters();
+                    return Ok(won.answer);
+                }
+                Ok(Err(missed)) => progress.take(missed),
+            }
+            if let Some(end) = self.end_of(&call, progress) {
+                return Err(end);
+            }
+            self.before_the_next(&call, progress).await?;
+        }
+    }
+
+    /// Whether there is any point in going on.
+    fn end_of(&self, call: &Call, progress: &mut Progress) -> Option<CallErrorKind> {
+        if progress.met(|fault| matches!(fault, Fault::Unsendable(_))) {
+            return Some(CallErrorKind::Exhausted);
+        }
+        if let Some(end) = self.settled(progress) {
+            return Some(end);
+        }
+        if call.deadline.has_passed() {
+            return Some(CallErrorKind::Deadline);
+        }
+        let must_not_repeat =
+            !call.operation.repeatable() && progress.met(Fault::may_have_been_served);
+        let is_spent = progress.sent >= MAX_ATTEMPTS;
+        (must_not_repeat || is_spent).then_some(CallErrorKind::Exhausted)
+    }
+
+    /// What the addresses' last words come to, if they settle the call.
+    fn settled(&self, progress: &mut Progress) -> Option<CallErrorKind> {
+        let all = self.outlook.all();
+        let words = progress.last_words();
+        let is_untried_left = self.outlook.has_sound_beside(progress.tried);
+        if !words.refused.is_empty() {
+            let is_enough = words.refused.len() > 1 || !is_untried_left;
+            return is_enough.then_some(CallErrorKind::TokenRefused);
+        }
+        if words.stale == all {
+            return progress.take_stale_answer().map(CallErrorKind::Agreed);
+        }
+        let is_hopeless = !is_untried_left && words.later.is_empty();
+        if words.stale.is_empty() || words.stale != words.repeated || !is_hopeless {
+            return None;
+        }
+        let unasked = self.outlook.left_out().into_iter();
+        let heard = words.stale.union(words.faulty);
+        progress.failed.extend(unasked.filter(|a| !heard.contains(a.index)));
+        Some(CallErrorKind::Undecided)
+    }
+
+    /// Waits until the next repeat may go, or says why none may.
+    async fn before_the_next(
+        &self,
+        call: &Call,
+        progress: &mut Progress,
+    ) -> Result<(), CallErrorKind> {
+        progress.repeats += 1;
+        let is_elsewhere = self.outlook.has_sound_beside(progress.tried);
+        if is_elsewhere && progress.repeats == 1 {
+            return Ok(()); // the free one
+        }
+        let mut is_free = false;
+        if !is_elsewhere {
+            let pace = progress.pace(self.outlook.all().len(), call.deadline.remaining());
+            is_free = self.pause(call, progress, pace).await?;
+            progress.go_round_again();
+        }
+        while !is_free && !self.budget.withdraw() && !self.may_scout() {
+            self.count_refusal(progress);
+            is_free = self.pause(call, progress, Duration::ZERO).await?;
+            progress.rounds += 1;
+        }
+        Ok(())
+    }
+
+    fn may_scout(&self) -> bool {
+        let mut last = self.scouted.lock().expect("no code panics while it holds this lock");
+        let may = last.is_none_or(|at| at.elapsed() >= SCOUT_EVERY);
+        if may {
+            *last = Some(Instant::now());
+        }
+        may
+    }
+
+    /// Passes some time, at least as much as the addresses ask for; whether it ended early
+    /// because another call got an answer.
+    async fn pause(
+        &self,
+        call: &Call,
+        progress: &mut Progress,
+        at_least: Duration,
+    ) -> Result<bool, CallErrorKind> {
+        let remaining = call.deadline.remaining();
+        let soonest = progress.soonest(self.outlook.all());
+        if remaining <= LAST_TRY || remaining <= soonest {
+            return Err(CallErrorKind::Exhausted);
+        }
+        let factor = 1_u32.checked_shl(progress.rounds).unwrap_or(u32::MAX);
+        let span = BACKOFF_AT_FIRST.saturating_mul(factor).min(BACKOFF_AT_MOST);
+        let backoff = self.jitter.full(span).max(at_least).min(remaining - LAST_TRY);
+        // An answer to another call does not make a standby newer.
+        let may_be_woken = !progress.was_woken && progress.last_words().stale.is_empty();
+        tokio::select! {
+            () = tokio::time::sleep(backoff.max(soonest)) => Ok(false),
+            () = self.answered.notified(), if may_be_woken => {
+                progress.was_woken = true;
+                Ok(true)
+            }
+        }
+    }
+
+    fn count_refusal(&self, progress: &mut Progress) {
+        if !progress.refused_by_budget {
+            progress.refused_by_budget = true;
+            let labels = [KeyValue::new("cluster", self.cluster.as_str().to_owned())];
+            metrics::add(Metric::RetriesRefused, 1, &labels);
+        }
+    }
+
+    fn error(&self, kind: CallErrorKind, attempts: Vec<AttemptError>) -> CallError {
+        CallError { cluster: self.cluster.clone(), kind, attempts }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,205 @@
+//! Attempts, answers and scripted addresses for the tests of the layers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::http::{HeaderMap, Method, StatusCode, Uri};
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use tokio::sync::mpsc;
+use tower::util::BoxCloneSyncService;
+use zeroize::Zeroizing;
+
+use super::*;
+use crate::clock::Deadline;
+use crate::cluster::error::Fault;
+use crate::cluster::operation::{AddressName, Elsewhere, Operation, Verb, Verdict};
+
+pub(crate) fn operation(verb: Verb) -> Operation {
+    Operation {
+        verb,
+        method: Method::POST,
+        path: "/v1/transit/decrypt/kube".into(),
+        namespace: None,
+        body: Some(Zeroizing::new(b"{}".to_vec())),
+    }
+}
+
+pub(crate) fn call_of(verb: Verb, span: Duration) -> Call {
+    let operation = Arc::new(operation(verb));
+    Call { operation, token: None, deadline: Deadline::after(span) }
+}
+
+/// A decrypt with kube-apiserver's usual deadline.
+pub(crate) fn call() -> Call {
+    call_of(Verb::Decrypt, Duration::from_secs(3))
+}
+
+pub(crate) fn attempt() -> Attempt {
+    Attempt {
+        call: call(),
+        number: 1,
+        reason: AttemptReason::First,
+        tried: AddressSet::default(),
+        is_second_opinion: false,
+        fate: Fate::default(),
+    }
+}
+
+pub(crate) fn name(index: u8) -> AddressName {
+    AddressName::of(&url(index))
+}
+
+fn url(index: u8) -> Uri {
+    format!("https://vault-{index}:8200").parse().unwrap()
+}
+
+pub(crate) fn answer(status: u16) -> Answer {
+    Answer {
+        status: StatusCode::from_u16(status).unwrap(),
+        headers: HeaderMap::new(),
+        body: Zeroizing::new(Vec::new()),
+        address: name(0),
+    }
+}
+
+pub(crate) fn sealed() -> Elsewhere {
+    Elsewhere { reason: "sealed", at_fault: true, eject: true, again_after: None }
+}
+
+pub(crate) fn leaderless() -> Elsewhere {
+    let again_after = Some(Duration::from_millis(250));
+    Elsewhere { reason: "has no active node", at_fault: false, eject: false, again_after }
+}
+
+/// What a scripted address does with an attempt.
+#[derive(Clone, Debug)]
+pub(crate) enum Does {
+    Answers,
+    AnswersAfter(Duration),
+    Refuses,
+    Breaks,
+    Freezes,
+    /// Freezes, and holds on to the sender as long as it is in flight.
+    Holds(mpsc::Sender<()>),
+    Says(Verdict),
+}
+
+type Script = Arc<dyn Fn(u8, u32) -> Does + Send + Sync>;
+
+/// A stack whose addresses do as a script says, and a list of who was asked.
+pub(crate) struct Scripted {
+    pub(crate) stack: Stack,
+    asked: mpsc::UnboundedReceiver<u8>,
+}
+
+/// Every verdict travels in the answer's reason, so that the real judge can be used.
+struct Scriptural;
+
+impl Classify for Scriptural {
+    fn classify(&self, _: &Operation, answer: &Answer) -> Verdict {
+        let Some(verdict) = answer.headers.get("verdict") else { return Verdict::Final };
+        match verdict.to_str().unwrap() {
+            "token" => Verdict::TokenRefused,
+            "stale" => Verdict::Stale("version is too new"),
+            "sealed" => Verdict::Elsewhere(sealed()),
+            "leaderless" => Verdict::Elsewhere(leaderless()),
+            "limited" => Verdict::Elsewhere(Elsewhere {
+                reason: "rate limited",
+                at_fault: false,
+                eject: false,
+                again_after: Some(Duration::from_millis(700)),
+            }),
+            other => panic!("unknown verdict {other}"),
+        }
+    }
+}
+
+fn wire(verdict: &Verdict) -> &'static str {
+    match verdict {
+        Verdict::Final => unreachable!("an answer says that without a verdict"),
+        Verdict::TokenRefused => "token",
+        Verdict::Stale(_) => "stale",
+        Verdict::Elsewhere(e) if e.eject => "sealed",
+        Verdict::Elsewhere(e) if *e == leaderless() => "leaderless",
+        Verdict::Elsewhere(_) => "limited",
+    }
+}
+
+impl Scripted {
+    /// `script` says what address `index` does with the attempt `number`.
+    pub(crate) fn new(
+        addresses: u8,
+        script: impl Fn(u8, u32) -> Does + Send + Sync + 'static,
+    ) -> Self {
+        let cluster = ClusterName::try_new("test").unwrap();
+        let jitter = Arc::new(Jitter::off());
+        let judge: Arc<dyn Classify> = Arc::new(Scriptural);
+        let script: Script = Arc::new(script);
+        let (told, asked) = mpsc::unbounded_channel();
+        let endpoints = (0..addresses)
+            .map(|index| {
+                let address = Address::new(AddressIndex(index), url(index));
+                let transport = transport(index, Arc::clone(&script), told.clone());
+                Stack::endpoint(&cluster, address, transport, &judge, &jitter)
+            })
+            .collect();
+        Self { stack: Stack::over(&cluster, endpoints, &jitter), asked }
+    }
+
+    /// Who was asked since the last time, in order.
+    pub(crate) fn asked(&mut self) -> Vec<u8> {
+        std::iter::from_fn(|| self.asked.try_recv().ok()).collect()
+    }
+}
+
+fn transport(
+    index: u8,
+    script: Script,
+    told: mpsc::UnboundedSender<u8>,
+) -> BoxCloneSyncService<Attempt, Answer, AttemptError> {
+    BoxCloneSyncService::new(tower::service_fn(move |attempt: Attempt| {
+        told.send(index).unwrap();
+        perform(index, script(index, attempt.number), attempt)
+    }))
+}
+
+fn perform(
+    index: u8,
+    does: Does,
+    attempt: Attempt,
+) -> BoxFuture<'static, Result<Answer, AttemptError>> {
+    let fail =
+        move |fault| Err(AttemptError { address: name(index), index: AddressIndex(index), fault });
+    let mut good = answer(200);
+    good.address = name(index);
+    let work = async move {
+        match does {
+            Does::Answers => Ok(good),
+            Does::AnswersAfter(span) => {
+                tokio::time::sleep(span).await;
+                Ok(good)
+            }
+            Does::Refuses => fail(Fault::Unreachable("connection refused".into())),
+            Does::Breaks => fail(Fault::Connection("connection reset".into())),
+            Does::Freezes => std::future::pending().await,
+            Does::Holds(sender) => {
+                std::future::pending::<()>().await;
+                drop(sender);
+                Ok(good)
+            }
+            Does::Says(verdict) => {
+                good.status = StatusCode::SERVICE_UNAVAILABLE;
+                good.headers.insert("verdict", wire(&verdict).parse().unwrap());
+                Ok(good)
+            }
+        }
+    };
+    async move {
+        match tokio::time::timeout_at(attempt.call.deadline.instant(), work).await {
+            Ok(result) => result,
+            Err(_) => fail(Fault::Deadline),
+        }
+    }
+    .boxed()
+}

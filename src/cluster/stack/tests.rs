@@ -1,0 +1,148 @@
+//! The policies together, over scripted addresses and paused time.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use ::http::Uri;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+
+use super::testing::{Does, Scripted, call, name};
+use super::*;
+use crate::cluster::breaker::BreakerPhase;
+use crate::cluster::error::Fault;
+use crate::cluster::operation::{Operation, Verdict};
+use crate::config::settings::{AuthSettings, TlsSettings};
+use crate::task::OwnedTask;
+
+const fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fault_goes_to_the_next_address_at_once() {
+    let mut scripted =
+        Scripted::new(3, |index, _| if index == 0 { Does::Refuses } else { Does::Answers });
+    let began = Instant::now();
+    let answer = scripted.stack.call(call()).await.unwrap();
+    assert_eq!(answer.address, name(1));
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    assert_eq!(scripted.asked(), [0, 1]);
+    scripted.stack.call(call()).await.unwrap();
+    assert_eq!(scripted.asked(), [1], "the address that answered last is asked first");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_address_is_joined_by_the_next_after_the_hedge_delay() {
+    let mut scripted =
+        Scripted::new(3, |index, _| if index == 0 { Does::Freezes } else { Does::Answers });
+    let began = Instant::now();
+    let answer = scripted.stack.call(call()).await.unwrap();
+    assert_eq!((answer.address, began.elapsed()), (name(1), ms(100)));
+    assert_eq!(scripted.asked(), [0, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_answer_counts_when_the_others_fail() {
+    let scripted = Scripted::new(3, |index, _| match index {
+        0 => Does::AnswersAfter(ms(1_500)),
+        _ => Does::Refuses,
+    });
+    let began = Instant::now();
+    let answer = scripted.stack.call(call()).await.unwrap();
+    assert_eq!((answer.address, began.elapsed()), (name(0), ms(1_500)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vault_that_is_slow_everywhere_is_still_used() {
+    let mut scripted = Scripted::new(3, |_, _| Does::AnswersAfter(ms(600)));
+    let began = Instant::now();
+    for _ in 0..50 {
+        scripted.stack.call(call()).await.unwrap();
+        assert!(scripted.asked().len() <= 3);
+        for status in scripted.stack.addresses() {
+            assert_eq!(status.breaker, BreakerPhase::Closed, "{status:?}");
+        }
+    }
+    assert!(began.elapsed() <= ms(600 * 50));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_address_can_be_asked_past_its_breaker() {
+    let scripted = Scripted::new(2, |index, _| match index {
+        0 => Does::Says(Verdict::Elsewhere(testing::sealed())),
+        _ => Does::Answers,
+    });
+    scripted.stack.call(call()).await.unwrap();
+    assert_eq!(scripted.stack.addresses()[0].breaker, BreakerPhase::Open);
+    let error = scripted.stack.call_at(AddressIndex(0), call()).await.unwrap_err();
+    assert_eq!(error.to_string(), "https://vault-0:8200: sealed (HTTP 503)");
+    scripted.stack.call_at(AddressIndex(1), call()).await.unwrap();
+    let nowhere = scripted.stack.call_at(AddressIndex(9), call()).await.unwrap_err();
+    assert!(matches!(nowhere.fault, Fault::Unsendable(_)));
+}
+
+struct AllFinal;
+
+impl Classify for AllFinal {
+    fn classify(&self, _: &Operation, _: &Answer) -> Verdict {
+        Verdict::Final
+    }
+}
+
+fn real(addresses: Vec<Uri>) -> Result<Stack, StackError> {
+    let settings = ClusterSettings {
+        name: ClusterName::try_new("default").unwrap(),
+        addresses,
+        namespace: None,
+        tls: TlsSettings::default(),
+        auth: AuthSettings::Token("s.secret".into()),
+        allow_plaintext: false,
+    };
+    let tls = LoadedTls::read(&settings.tls).unwrap();
+    Stack::try_new(&settings, &tls, Arc::new(AllFinal), Arc::new(Jitter::off()))
+}
+
+async fn sound_server() -> (Uri, OwnedTask) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+    let task = OwnedTask::spawn("test server", async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut buffer = [0; 4096];
+            while stream.read(&mut buffer).await.is_ok_and(|n| n > 0) {
+                let answer = b"HTTP/1.1 204 OK\r\n\r\n";
+                if stream.write_all(answer).await.is_err() {
+                    break;
+                }
+            }
+        }
+    });
+    (url, task)
+}
+
+#[tokio::test]
+async fn a_server_that_goes_away_is_replaced_within_the_call() {
+    let (first, server) = sound_server().await;
+    let (second, _other) = sound_server().await;
+    let stack = real(vec![first.clone(), second.clone()]).unwrap();
+    let answer = stack.call(call()).await.unwrap();
+    assert_eq!(answer.address.as_str(), first.to_string().trim_end_matches('/'));
+    drop(server);
+    for _ in 0..20 {
+        stack.call(call()).await.unwrap();
+    }
+    assert!(stack.addresses()[1].latency.is_some());
+    assert!(!format!("{stack:?}").contains("secret"));
+}
+
+#[test]
+fn settings_that_make_no_transport_are_refused() {
+    let none = real(Vec::new()).unwrap_err();
+    assert_eq!(none.to_string(), "cluster default has no address; write `addr: https://…`");
+    let many = real(vec![Uri::from_static("https://vault:8200"); 65]).unwrap_err();
+    assert!(matches!(many, StackError::TooManyAddresses(_, 65)));
+    let path = real(vec![Uri::from_static("/vault")]).unwrap_err();
+    assert!(matches!(path, StackError::NoHost(..)), "{path}");
+}

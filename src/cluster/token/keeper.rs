@@ -1,0 +1,350 @@
+//! The one task that gets the token, renews it and replaces it.
+//!
+//! Two states: [`Keeper::obtain`] until there is a token that Vault accepts,
+//! [`Keeper::hold`] until it must be got anew. The old token stays in use until the new
+//! one is there, and is given up early only when Vault itself says that it is dead.
+
+mod look;
+mod plan;
+mod publish;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use tokio::sync::watch;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until};
+use tracing::{debug, warn};
+
+use self::look::Checked;
+use self::plan::{KnownLease, Step, backoff, pause_after};
+use super::lease::{self, Lease};
+use super::{Current, Report};
+use crate::clock::{Deadline, Jitter};
+use crate::cluster::auth::{AuthError, Begin, Fingerprint, Method, Source, fingerprint};
+use crate::cluster::authenticate::Link;
+use crate::cluster::{Answer, CallError, CallErrorKind, Operation, words};
+
+/// How long a login, lookup or renewal may take. Writes that a frozen leader held up came
+/// back after 13 s; by then another try is the better way.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Between two logins, and between two lookups that refused calls ask for.
+const SPACING: Duration = Duration::from_secs(1);
+
+/// How often files are looked at.
+const FILE_POLL: Duration = Duration::from_secs(5);
+
+/// A token that dies younger counts as a failed login.
+const SHORT_LIFE: Duration = Duration::from_secs(30);
+
+/// The task's state.
+pub(super) struct Keeper {
+    method: Box<dyn Method>,
+    link: Link,
+    jitter: Arc<Jitter>,
+    publish: watch::Sender<Current>,
+    reports: watch::Receiver<Report>,
+    /// What the method's files held when the token was got.
+    fingerprint: Option<Fingerprint>,
+    lease: Option<KnownLease>,
+    serial: u64,
+    last_login: Option<Instant>,
+    last_lookup: Option<Instant>,
+    /// Tokens in a row that died young.
+    short_lives: u32,
+    /// The reason that was logged last, so that each is logged once.
+    told: Option<String>,
+    /// The token whose end was foretold, by its serial.
+    foretold: u64,
+}
+
+/// Whether the token is still worth holding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outlook {
+    Lives,
+    Dead,
+}
+
+// === impl Keeper ===
+
+impl Keeper {
+    pub(super) fn new(
+        method: Box<dyn Method>,
+        link: Link,
+        jitter: Arc<Jitter>,
+        publish: watch::Sender<Current>,
+        reports: watch::Receiver<Report>,
+    ) -> Self {
+        Self {
+            method,
+            link,
+            jitter,
+            publish,
+            reports,
+            fingerprint: None,
+            lease: None,
+            serial: 0,
+            last_login: None,
+            last_lookup: None,
+            short_lives: 0,
+            told: None,
+            foretold: 0,
+        }
+    }
+
+    /// Runs until its owner ends it.
+    pub(super) async fn run(&mut self) {
+        loop {
+            self.obtain().await;
+            self.hold().await;
+        }
+    }
+
+    /// Tries until there is a token that Vault accepts.
+    async fn obtain(&mut self) {
+        let mut failures = 0;
+        loop {
+            let spacing =
+                if self.short_lives == 0 { SPACING } else { backoff(self.short_lives - 1) };
+            if let Some(last) = self.last_login {
+                sleep_until(last + spacing).await;
+            }
+            self.last_login = Some(Instant::now());
+            let outcome = self.login().await;
+            self.count(&outcome);
+            let Err(error) = outcome else { return };
+            self.tell_failure(&error);
+            let pause = self.jitter.around(pause_after(&error, failures));
+            failures += 1;
+            // While nobody answers, the next moment may bring somebody who does.
+            let is_a_no = !matches!(error, AuthError::Unreachable(_));
+            let next_try = is_a_no.then(|| Instant::now() + pause);
+            self.publish.send_modify(|current| current.next_try = next_try);
+            self.wait_to_retry(pause).await;
+            self.publish.send_modify(|current| current.next_try = None);
+        }
+    }
+
+    /// One try.
+    async fn login(&mut self) -> Result<(), AuthError> {
+        self.fingerprint = Some(fingerprint(&self.method.files()).await);
+        match self.method.begin().await? {
+            Begin::Token(token) => self.take(token).await,
+            Begin::Login(operation) => self.log_in(operation).await,
+        }
+    }
+
+    async fn log_in(&mut self, operation: Operation) -> Result<(), AuthError> {
+        let method = self.method.name();
+        let answer = match self.send(Arc::new(operation), None).await {
+            Ok(answer) if answer.status.is_success() => answer,
+            Ok(answer) => return Err(AuthError::of_login(method, &answer)),
+            Err(error) => {
+                return Err(match error.kind {
+                    CallErrorKind::Agreed(answer) => AuthError::of_login(method, &answer),
+                    _ => AuthError::Unreachable(error),
+                });
+            }
+        };
+        let Some((token, lease)) = lease::of_login(&answer.body) else {
+            let address = answer.address.to_string();
+            return Err(AuthError::Unacceptable { address, what: "without a token in it" });
+        };
+        self.accept(token, Some(lease), Some(Instant::now()));
+        Ok(())
+    }
+
+    /// A token that is there already: used at once, unless Vault says that it is dead.
+    async fn take(&mut self, token: SecretString) -> Result<(), AuthError> {
+        let shared = Arc::new(token.clone());
+        match self.look_up(&shared).await {
+            Checked::Lives(lease) => self.accept(token, Some(lease), None),
+            Checked::LivesUnseen => {
+                warn!(
+                    cluster = %self.link.name(),
+                    "The token may not look at itself, so its ttl is unknown and it is not \
+                     renewed; allow read on auth/token/lookup-self."
+                );
+                self.accept(token, None, None);
+            }
+            Checked::Dead => {
+                if self.holds(&token) {
+                    self.drop_token();
+                }
+                return Err(AuthError::Dead { remedy: self.remedy() });
+            }
+            Checked::Unanswered(error) => {
+                if self.held().is_none() {
+                    self.offer_unproven(token);
+                }
+                return Err(AuthError::Unreachable(error));
+            }
+            Checked::Odd(answer) => {
+                return Err(AuthError::of_login(self.method.name(), &answer));
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps the token until it must be got anew.
+    async fn hold(&mut self) {
+        let files_matter = self.method.source() == Source::File;
+        let mut poll = file_poll();
+        loop {
+            let source = self.method.source();
+            let step = self.lease.map_or(Step::Nothing, |known| known.next_step(source));
+            tokio::select! {
+                () = sleep_until(step.at()), if step != Step::Nothing => match step {
+                    Step::Renew(_) => {
+                        if self.renew().await == Outlook::Dead {
+                            return;
+                        }
+                    }
+                    Step::Obtain(_) | Step::Nothing => return,
+                },
+                () = reported(&mut self.reports) => {
+                    if self.settle().await == Outlook::Dead {
+                        return;
+                    }
+                }
+                _ = poll.tick(), if files_matter => {
+                    if self.files_changed().await {
+                        self.take_from_file().await;
+                    }
+                    if self.held().is_none() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The file holds something else now: use it if Vault accepts it, else go on as before.
+    async fn take_from_file(&mut self) {
+        let outcome = self.login().await;
+        self.count(&outcome);
+        if let Err(error) = outcome {
+            self.tell_failure(&error);
+            if matches!(error, AuthError::Unreachable(_)) {
+                self.fingerprint = None; // look again at the next tick
+            }
+        }
+    }
+
+    async fn renew(&mut self) -> Outlook {
+        let (Some(known), Some(held)) = (self.lease, self.held()) else { return Outlook::Lives };
+        let request = lease::renew_request(&self.link, known.lease.granted);
+        let outcome = self.send(request, Some(held.value)).await;
+        let answer = match outcome {
+            Ok(answer) => answer,
+            Err(CallError { kind: CallErrorKind::Agreed(answer), .. }) => *answer,
+            Err(CallError { kind: CallErrorKind::TokenRefused, .. }) => {
+                return match self.check().await {
+                    Outlook::Lives => self.not_renewable("its renewal is refused"),
+                    Outlook::Dead => Outlook::Dead,
+                };
+            }
+            Err(error) => {
+                self.renewal_failed(&error.to_string());
+                return Outlook::Lives;
+            }
+        };
+        if !answer.status.is_success() {
+            let said = words::shortened(&words::errors(&answer.body).unwrap_or_default());
+            return self.not_renewable(&said);
+        }
+        match lease::of_login(&answer.body) {
+            Some((_, renewed)) => self.renewed(renewed, known.lease.granted),
+            None => self.renewal_failed("the answer holds no lease"),
+        }
+        Outlook::Lives
+    }
+
+    fn renewed(&mut self, renewed: Lease, granted: Duration) {
+        // A tenth of slack: Vault rounds, and a moment passed.
+        let is_capped = renewed.ttl.is_some_and(|ttl| ttl < granted * 9 / 10);
+        let lease = Lease { granted, ..renewed };
+        self.learn_lease(lease, is_capped);
+        self.told = None;
+        self.publish.send_modify(|current| current.last_error = None);
+        debug!(cluster = %self.link.name(), ttl = ?renewed.ttl, "Renewed the token.");
+        if is_capped {
+            self.warn_of_its_end(renewed);
+        }
+    }
+
+    fn renewal_failed(&mut self, why: &str) {
+        let Some(known) = self.lease.as_mut() else { return };
+        let left = known.renewal_failed(&self.jitter);
+        let reason = format!("renewal failed: {why}");
+        if self.is_news(&reason) {
+            warn!(
+                cluster = %self.link.name(), left = ?left, error = why,
+                "Could not renew the token; it stays in use and the renewal is repeated."
+            );
+        }
+        self.publish.send_modify(|current| current.last_error = Some(reason));
+    }
+
+    /// Vault answered that this token is not renewed: plan as for one that cannot be.
+    fn not_renewable(&mut self, why: &str) -> Outlook {
+        let Some(known) = self.lease else { return Outlook::Lives };
+        let left = known.left();
+        let lease = Lease { ttl: left, renewable: false, ..known.lease };
+        warn!(cluster = %self.link.name(), error = why, "Vault does not renew the token.");
+        self.learn_lease(lease, false);
+        self.warn_of_its_end(lease);
+        match self.method.source() {
+            Source::Nowhere => Outlook::Lives,
+            Source::File | Source::Login => Outlook::Dead, // as good as: get another now
+        }
+    }
+
+    /// Passes the time until the next try; a changed file ends it early.
+    async fn wait_to_retry(&mut self, pause: Duration) {
+        let until = Instant::now() + pause;
+        let has_files = !self.method.files().is_empty();
+        let mut poll = file_poll();
+        loop {
+            tokio::select! {
+                () = sleep_until(until) => return,
+                () = reported(&mut self.reports) => {
+                    self.settle().await; // a dead token is dropped; the next try is coming
+                }
+                _ = poll.tick(), if has_files => {
+                    if self.files_changed().await {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn files_changed(&self) -> bool {
+        let now = fingerprint(&self.method.files()).await;
+        self.fingerprint.as_ref() != Some(&now)
+    }
+
+    async fn send(
+        &self,
+        operation: Arc<Operation>,
+        token: Option<Arc<SecretString>>,
+    ) -> Result<Answer, CallError> {
+        self.link.send(operation, token, Deadline::after(REQUEST_TIMEOUT)).await
+    }
+}
+
+/// Ends when a refused token is reported; never when nobody is left to report.
+async fn reported(reports: &mut watch::Receiver<Report>) {
+    if reports.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Ticks whenever files are to be looked at; not at once.
+fn file_poll() -> Interval {
+    let mut poll = interval_at(Instant::now() + FILE_POLL, FILE_POLL);
+    poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    poll
+}

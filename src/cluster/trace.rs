@@ -1,0 +1,279 @@
+//! One span and one measurement per attempt.
+//!
+//! It stands over `classify`, so that both tell what the answer meant and not only its
+//! status. No token and no body comes near a span.
+
+use std::task::{Context, Poll};
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use opentelemetry::KeyValue;
+use tokio::time::Instant;
+use tower::{Layer, Service};
+use tracing::{Instrument as _, Span, field, info_span};
+
+use super::address::Address;
+use super::breaker::BreakerState;
+use super::error::{AttemptError, Fault};
+use super::operation::{Answer, Attempt};
+use crate::config::settings::ClusterName;
+use crate::telemetry::metrics::{self, Metric};
+
+/// Makes [`Trace`]s for one address.
+#[derive(Clone, Debug)]
+pub struct TraceLayer {
+    cluster: ClusterName,
+    address: Address,
+    breaker: BreakerState,
+}
+
+/// Wraps each attempt in a span, measures it, and keeps the address's latency.
+#[derive(Clone, Debug)]
+pub struct Trace<S> {
+    inner: S,
+    layer: TraceLayer,
+}
+
+// === impl TraceLayer ===
+
+impl TraceLayer {
+    /// Attempts at `address` of `cluster`, whose breaker is `breaker`.
+    pub fn new(cluster: ClusterName, address: Address, breaker: BreakerState) -> Self {
+        Self { cluster, address, breaker }
+    }
+
+    fn span(&self, attempt: &Attempt) -> Span {
+        let operation = &attempt.call.operation;
+        info_span!(
+            "vault.attempt",
+            otel.name = format!("{} {}", operation.method, operation.path),
+            otel.kind = "client",
+            otel.status_code = field::Empty,
+            server.address = self.address.host(),
+            server.port = self.address.port(),
+            http.request.method = operation.method.as_str(),
+            http.response.status_code = field::Empty,
+            error.type = field::Empty,
+            vault.cluster = %self.cluster,
+            vault.verb = operation.verb.as_str(),
+            vault.attempt.number = attempt.number,
+            vault.attempt.reason = attempt.reason.as_str(),
+            vault.breaker = self.breaker.phase().as_str(),
+            vault.request_id = field::Empty,
+        )
+    }
+
+    fn finish(
+        &self,
+        span: &Span,
+        labels: (&'static str, &'static str),
+        result: &Result<Answer, AttemptError>,
+        began: Instant,
+    ) {
+        let took = began.elapsed();
+        let outcome = match result {
+            Ok(_) => "answer",
+            Err(error) => error.fault.as_str(),
+        };
+        match result {
+            Ok(answer) => {
+                self.address.latency.observe(took);
+                note_answer(span, answer);
+            }
+            Err(AttemptError { fault, .. }) => {
+                span.record("otel.status_code", "ERROR");
+                span.record("error.type", outcome);
+                match fault {
+                    Fault::Elsewhere { status, .. } => {
+                        span.record("http.response.status_code", status);
+                    }
+                    Fault::Stale { answer, .. } => note_answer(span, answer),
+                    Fault::TokenRefused => {
+                        span.record("http.response.status_code", 403);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let (verb, reason) = labels;
+        metrics::record(
+            Metric::AttemptDuration,
+            took.as_secs_f64(),
+            &[
+                KeyValue::new("cluster", self.cluster.as_str().to_owned()),
+                KeyValue::new("server.address", self.address.name.as_str().to_owned()),
+                KeyValue::new("verb", verb),
+                KeyValue::new("reason", reason),
+                KeyValue::new("outcome", outcome),
+            ],
+        );
+    }
+}
+
+impl<S> Layer<S> for TraceLayer {
+    type Service = Trace<S>;
+
+    fn layer(&self, inner: S) -> Trace<S> {
+        Trace { inner, layer: self.clone() }
+    }
+}
+
+// === impl Trace ===
+
+impl<S> Service<Attempt> for Trace<S>
+where
+    S: Service<Attempt, Response = Answer, Error = AttemptError>,
+    S::Future: Send + 'static,
+{
+    type Response = Answer;
+    type Error = AttemptError;
+    type Future = BoxFuture<'static, Result<Answer, AttemptError>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), AttemptError>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, attempt: Attempt) -> Self::Future {
+        let layer = self.layer.clone();
+        let span = layer.span(&attempt);
+        let labels = (attempt.call.operation.verb.as_str(), attempt.reason.as_str());
+        let answering = span.in_scope(|| self.inner.call(attempt)).instrument(span.clone());
+        async move {
+            let began = Instant::now();
+            let result = answering.await;
+            layer.finish(&span, labels, &result, began);
+            result
+        }
+        .boxed()
+    }
+}
+
+fn note_answer(span: &Span, answer: &Answer) {
+    span.record("http.response.status_code", answer.status.as_u16());
+    if let Some(id) = request_id(&answer.body) {
+        span.record("vault.request_id", id);
+    }
+}
+
+/// Vault's `request_id`, the first member of a successful answer, found without reading
+/// the rest. It joins the span to Vault's audit log.
+fn request_id(body: &[u8]) -> Option<&str> {
+    let rest = body.strip_prefix(br#"{"request_id":""#)?;
+    let id = rest.get(..36)?;
+    let well_formed = id.iter().all(|b| b.is_ascii_hexdigit() || *b == b'-');
+    (well_formed && rest.get(36) == Some(&b'"')).then(|| std::str::from_utf8(id).ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::{Arc, Mutex};
+
+    use tower::ServiceExt as _;
+    use tracing::field::{Field, Visit};
+    use tracing_subscriber::layer::{Context as LayerContext, SubscriberExt as _};
+
+    use super::*;
+    use crate::clock::Jitter;
+    use crate::cluster::breaker::BreakerPolicy;
+    use crate::cluster::operation::AddressIndex;
+    use crate::cluster::stack::testing::{answer, attempt, sealed};
+
+    /// Keeps every field of every span, as a collector would get it.
+    #[derive(Clone, Default)]
+    struct Fields(Arc<Mutex<BTreeMap<String, String>>>);
+
+    impl Visit for Fields {
+        fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+            let shown = format!("{value:?}").trim_matches('"').to_owned();
+            self.0.lock().unwrap().insert(field.name().to_owned(), shown);
+        }
+    }
+
+    impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Fields {
+        fn on_new_span(
+            &self,
+            attributes: &tracing::span::Attributes<'_>,
+            _: &tracing::span::Id,
+            _: LayerContext<'_, S>,
+        ) {
+            attributes.record(&mut self.clone());
+        }
+
+        fn on_record(
+            &self,
+            _: &tracing::span::Id,
+            values: &tracing::span::Record<'_>,
+            _: LayerContext<'_, S>,
+        ) {
+            values.record(&mut self.clone());
+        }
+    }
+
+    async fn fields_of(result: Result<Answer, Fault>) -> BTreeMap<String, String> {
+        let fields = Fields::default();
+        let subscriber = tracing_subscriber::registry().with(fields.clone());
+        let _guard = tracing::subscriber::set_default(subscriber);
+        let address = Address::new(AddressIndex(0), "https://vault-0:8200".parse().unwrap());
+        let cluster = ClusterName::try_new("test").unwrap();
+        let (policy, jitter) = (BreakerPolicy::default(), Arc::new(Jitter::off()));
+        let breaker = BreakerState::new(cluster.clone(), address.name.clone(), policy, jitter);
+        let layer = TraceLayer::new(cluster, address.clone(), breaker);
+        let result = Mutex::new(Some(result));
+        let inner = tower::service_fn(|_: Attempt| {
+            let (index, address) = (address.index, address.name.clone());
+            let result = result.lock().unwrap().take().unwrap();
+            async move { result.map_err(|fault| AttemptError { address, index, fault }) }
+        });
+        let mut attempt = attempt();
+        attempt.call.token = Some(Arc::new("s.secret".into()));
+        let _ = layer.layer(inner).oneshot(attempt).await;
+        let fields = fields.0.lock().unwrap().clone();
+        assert!(!format!("{fields:?}").contains("s.secret"));
+        fields
+    }
+
+    #[tokio::test]
+    async fn a_span_tells_where_why_and_what_came_of_it() {
+        let mut good = answer(200);
+        let id = "0b0fa3b1-5b3f-2d0e-7e7a-111111111111";
+        good.body.extend_from_slice(format!(r#"{{"request_id":"{id}"}}"#).as_bytes());
+        let fields = fields_of(Ok(good)).await;
+        for (name, value) in [
+            ("otel.name", "POST /v1/transit/decrypt/kube"),
+            ("otel.kind", "client"),
+            ("server.address", "vault-0"),
+            ("server.port", "8200"),
+            ("http.request.method", "POST"),
+            ("http.response.status_code", "200"),
+            ("vault.attempt.number", "1"),
+            ("vault.attempt.reason", "first"),
+            ("vault.breaker", "closed"),
+            ("vault.request_id", id),
+        ] {
+            assert_eq!(fields.get(name).map(String::as_str), Some(value), "{name}: {fields:?}");
+        }
+        assert_eq!(fields.get("error.type"), None);
+    }
+
+    #[tokio::test]
+    async fn a_failed_attempts_span_says_so() {
+        let fields = fields_of(Err(Fault::Elsewhere { status: 503, verdict: sealed() })).await;
+        assert_eq!(fields["otel.status_code"], "ERROR");
+        assert_eq!(fields["error.type"], "elsewhere");
+        assert_eq!(fields["http.response.status_code"], "503");
+    }
+
+    #[test]
+    fn a_request_id_is_taken_only_where_vault_puts_it() {
+        let id = "0b0fa3b1-5b3f-2d0e-7e7a-111111111111";
+        let body = format!(r#"{{"request_id":"{id}","lease_id":""}}"#);
+        assert_eq!(request_id(body.as_bytes()), Some(id));
+        for other in ["", "{}", r#"{"request_id":"short"}"#, r#"{"errors":["permission denied"]}"#]
+        {
+            assert_eq!(request_id(other.as_bytes()), None);
+        }
+        let sneaky = r#"{"request_id":"not a request id but a plaintext!!!"}"#;
+        assert_eq!(request_id(sneaky.as_bytes()), None);
+    }
+}

@@ -1,0 +1,273 @@
+//! Vault's Transit engine: the verbs, their types, and what its answers mean.
+//!
+//! [`TransitKey`] is what the keyring sees. [`http_key::HttpTransitKey`] is the real
+//! one; the keyring's unit tests put a scripted one in its place. Its requests and answers
+//! are in `wire`, the meaning of answers in [`verdict`]. Batching will stand between
+//! [`http_key`] and the cluster as `batch`, per path and verb; nothing above will see it.
+
+pub mod http_key;
+pub mod verdict;
+mod wire;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use futures_util::future::BoxFuture;
+
+use crate::clock::{Deadline, UnixSeconds};
+use crate::cluster::CallError;
+use crate::config::settings::ClusterName;
+use crate::secret::Plaintext;
+
+pub use http_key::HttpTransitKey;
+pub use verdict::TransitVerdicts;
+
+/// One Transit key in one cluster.
+pub trait TransitKey: fmt::Debug + Send + Sync + 'static {
+    /// Wraps `plaintext` with `version`, or with the newest when `None`.
+    ///
+    /// The answer has been checked: it carries the version that was asked for and its
+    /// ciphertext is as long as nonce, plaintext and tag demand.
+    fn encrypt<'a>(
+        &'a self,
+        plaintext: &'a Plaintext,
+        version: Option<u32>,
+        deadline: Deadline,
+    ) -> BoxFuture<'a, Result<Wrapped, TransitError>>;
+
+    /// Unwraps what Transit answered to an encrypt; never answers an empty plaintext.
+    fn decrypt<'a>(
+        &'a self,
+        ciphertext: &'a VaultCiphertext,
+        deadline: Deadline,
+    ) -> BoxFuture<'a, Result<Plaintext, TransitError>>;
+
+    /// Reads the key's metadata.
+    fn read(&self, deadline: Deadline) -> BoxFuture<'_, Result<KeyMetadata, TransitError>>;
+
+    /// What the token may do on this key's encrypt path, from `sys/capabilities-self`.
+    fn encrypt_capabilities(
+        &self,
+        deadline: Deadline,
+    ) -> BoxFuture<'_, Result<Vec<String>, TransitError>>;
+
+    /// Vault's wall clock now, as its answers tell it.
+    fn vault_now(&self) -> Option<UnixSeconds>;
+
+    /// The cluster that it lives in.
+    fn cluster(&self) -> &ClusterName;
+}
+
+/// A ciphertext as Transit writes it: `vault:vN:<base64>`, with a well-formed version and
+/// base64 payload.
+#[derive(Clone, PartialEq, Eq)]
+pub struct VaultCiphertext {
+    version: u32,
+    payload: String,
+}
+
+/// What Transit answers to an encrypt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wrapped {
+    /// The ciphertext.
+    pub ciphertext: VaultCiphertext,
+    /// The address that made it, for `verifyEncrypt`.
+    pub address: String,
+}
+
+/// What a key's metadata says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyMetadata {
+    /// Creation time of each version that may still decrypt.
+    pub versions: BTreeMap<u32, UnixSeconds>,
+    /// The newest version.
+    pub latest_version: u32,
+    /// Older versions do not decrypt.
+    pub min_decryption_version: u32,
+    /// Older versions do not encrypt; 0 means no bound.
+    pub min_encryption_version: u32,
+    /// The key's type, such as `aes256-gcm96`.
+    pub key_type: String,
+    /// Whether the key is derived (needs a context with each call).
+    pub derived: bool,
+    /// Whether the key was deleted softly.
+    pub soft_deleted: bool,
+}
+
+/// A Transit verb that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("key `{mount}/{key}`: {}", with_path(cause, mount, key))]
+pub struct TransitError {
+    /// The Transit engine's mount path.
+    pub mount: String,
+    /// Vault's name for the key.
+    pub key: String,
+    /// What happened.
+    #[source]
+    pub cause: TransitCause,
+}
+
+/// Why a Transit verb failed.
+#[derive(Debug, thiserror::Error)]
+pub enum TransitCause {
+    /// Vault said no, and asking again or elsewhere would not change it.
+    #[error("{refusal} ({address})")]
+    Refused {
+        /// What Vault refused.
+        refusal: Refusal,
+        /// Who said so.
+        address: String,
+    },
+    /// No address could answer.
+    #[error("{0}")]
+    Unavailable(#[source] CallError),
+    /// Vault answered success with something that must not be handed on.
+    #[error("{address} answered {what}; the answer was thrown away")]
+    Unacceptable {
+        /// What was wrong with it, without a byte of it.
+        what: String,
+        /// Who answered.
+        address: String,
+    },
+}
+
+/// What Vault refuses for good. The text of each says what an operator can do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// `message authentication failed`: another key made it, or it was changed.
+    #[error("the ciphertext was not made by this key, or it was damaged")]
+    WrongKey,
+    /// `disallowed by policy (too old)`.
+    #[error(
+        "this key version is below min_decryption_version; lower it with \
+         `vault write <mount>/keys/<key>/config min_decryption_version=…`"
+    )]
+    TooOld,
+    /// `version is too new`, from the active node or from all.
+    #[error("the key has no such version; was it deleted and made again, or restored?")]
+    TooNew,
+    /// `encryption key not found`, 404.
+    #[error("no such key in Transit; make it with `vault write -f <mount>/keys/<key>`")]
+    KeyNotFound,
+    /// The key was deleted softly.
+    #[error("the key was deleted (soft); restore it in Vault")]
+    KeyDeleted,
+    /// A policy that does not allow it.
+    #[error(
+        "the token's policy does not allow it; `vault-kms-proxy check --online` shows the line \
+         that it lacks"
+    )]
+    PolicyDenied,
+    /// `less than the minimum encryption key version`.
+    #[error("the version is below min_encryption_version")]
+    BelowMinimumEncryption,
+    /// `higher than the latest key version`, from the active node or from all.
+    #[error("the version is above the key's latest")]
+    AboveLatest,
+    /// No such mount, method or namespace.
+    #[error(
+        "Vault has no Transit engine or namespace there; check transitPath (or the key's mount) \
+         and namespace: {0}"
+    )]
+    Misconfigured(String),
+    /// Anything else that Vault calls a bad request; its words, shortened, without input.
+    #[error("Vault refused the request: {0}")]
+    BadRequest(String),
+}
+
+/// Puts the key's path into the commands that a cause advises, so that they can be copied.
+fn with_path(cause: &TransitCause, mount: &str, key: &str) -> String {
+    cause.to_string().replace("<mount>/keys/<key>", &format!("{mount}/keys/{key}"))
+}
+
+// === impl VaultCiphertext ===
+
+impl VaultCiphertext {
+    /// A ciphertext of `version` with this base64 payload.
+    ///
+    /// # Errors
+    /// `None` when the version is 0 or the payload is empty or no standard base64.
+    pub fn try_new(version: u32, payload: &str) -> Option<Self> {
+        use base64::Engine as _;
+        let decoded = base64::engine::general_purpose::STANDARD.decode(payload).ok()?;
+        (version > 0 && !decoded.is_empty()).then(|| Self { version, payload: payload.to_owned() })
+    }
+
+    /// Reads `vault:vN:<base64>`; `None` when the text has another form.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (version, payload) = text.strip_prefix("vault:v")?.split_once(':')?;
+        let canonical = !version.starts_with('0') && version.bytes().all(|b| b.is_ascii_digit());
+        canonical.then(|| Self::try_new(version.parse().ok()?, payload))?
+    }
+
+    /// The key version that made it.
+    pub const fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// The base64 payload.
+    pub fn payload(&self) -> &str {
+        &self.payload
+    }
+
+    /// As Transit reads it.
+    pub fn to_vault(&self) -> String {
+        format!("vault:v{}:{}", self.version, self.payload)
+    }
+}
+
+impl fmt::Debug for VaultCiphertext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "VaultCiphertext(v{}, {} base64 characters)", self.version, self.payload.len())
+    }
+}
+
+// === impl TransitError ===
+
+impl TransitError {
+    /// Vault said no for good.
+    pub const fn is_final(&self) -> bool {
+        matches!(self.cause, TransitCause::Refused { .. })
+    }
+
+    /// Nobody could be asked, or nobody answered in time.
+    pub const fn is_outage(&self) -> bool {
+        matches!(self.cause, TransitCause::Unavailable(_))
+    }
+
+    /// What Vault refused, when it did.
+    pub const fn refusal(&self) -> Option<&Refusal> {
+        match &self.cause {
+            TransitCause::Refused { refusal, .. } => Some(refusal),
+            TransitCause::Unavailable(_) | TransitCause::Unacceptable { .. } => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_well_formed_ciphertexts_are_ciphertexts() {
+        let parsed = VaultCiphertext::parse("vault:v12:AAEC").unwrap();
+        assert_eq!((parsed.version(), parsed.payload()), (12, "AAEC"));
+        assert_eq!(parsed.to_vault(), "vault:v12:AAEC");
+        for bad in [
+            "",
+            "vault",
+            "vault:v1",
+            "vault:v1:",
+            "vault:v0:AAEC",
+            "vault:v01:AAEC",
+            "vault:v+1:AAEC",
+            "vault:v99999999999:AAEC",
+            "vault:v1:A",
+            "vault:v1:!!!!",
+            "other:v1:AAEC",
+            "vault:1:AAEC",
+        ] {
+            assert_eq!(VaultCiphertext::parse(bad), None, "{bad}");
+        }
+    }
+}

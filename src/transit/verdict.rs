@@ -1,0 +1,291 @@
+//! What an answer of Vault or OpenBao means: for the address that gave it
+//! ([`classify`]) and, once it is final, for whoever asked ([`refusal`]).
+//!
+//! Texts change between versions, so they are matched by their telling part, and a text
+//! that nobody knows falls back on the class of its status. Three rules shape the table:
+//!
+//! * A standby may be a few hundred milliseconds behind. What sounds final but may only
+//!   be old (`encryption key not found`, `version is too new`) is [`Verdict::Stale`]: it
+//!   is final when the others agree.
+//! * What is not in Vault's form was written by something before it (a proxy, a load
+//!   balancer), whatever its status: other addresses may lead past it.
+//! * No leader is nobody's fault. During an election every node says so, and to count it
+//!   against each would leave no node to ask when the election is over.
+
+use std::time::Duration;
+
+use http::{HeaderMap, StatusCode, header};
+
+use super::Refusal;
+use crate::cluster::{Answer, Classify, Elsewhere, Operation, Verb, Verdict, words};
+
+/// The soonest that a node without a leader is worth another try.
+const ELECTION: Duration = Duration::from_millis(250);
+
+/// The soonest that a node that lacks the index we have seen is worth another try.
+const CATCH_UP: Duration = Duration::from_millis(100);
+
+/// How long a node that limits us is left alone when it does not say.
+const RATE_LIMIT: Duration = Duration::from_secs(1);
+
+/// Longest `Retry-After` that is believed.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(30);
+
+/// How long a locked namespace is left alone: an administrator locked it.
+const LOCKED: Duration = Duration::from_secs(5);
+
+/// What something before Vault has written.
+const NOT_VAULTS: &str =
+    "the answer is not Vault's; check the address and whether it is http:// or https://";
+
+/// [`classify`] as the cluster's stack calls it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TransitVerdicts;
+
+/// What an answer means for the address that gave it and for the call.
+///
+/// `headers` matter for `Retry-After` only. A body in which a batch's items have errors
+/// of their own is final whatever its status: it is to be read item by item.
+pub fn classify(verb: Verb, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Verdict {
+    if verb == Verb::Health {
+        return classify_health(status);
+    }
+    if status.is_success() {
+        return classify_success(verb, body);
+    }
+    let errors = words::errors(body);
+    let text = Text::of(errors.as_deref());
+    match status.as_u16() {
+        400 | 500 if has_batch_results(body) => Verdict::Final,
+        300..=399 => elsewhere("redirects to the active node").after(ELECTION).into(),
+        403 if errors.is_none() => elsewhere("refused by something before Vault").fault().into(),
+        400..=407 | 409..=411 | 413..=428 | 430..=471 if errors.is_none() => {
+            elsewhere(NOT_VAULTS).into()
+        }
+        400 => classify_bad_request(verb, text),
+        403 => classify_forbidden(verb, text),
+        404 if verb == Verb::ReadKey && !text.has("no handler for route") => {
+            Verdict::Stale("the key was not found")
+        }
+        404 | 405 => Verdict::Stale("there is no such mount, namespace or path"),
+        408 => elsewhere("gave up waiting").after(ELECTION).into(),
+        412 => elsewhere("is behind what was seen elsewhere").after(CATCH_UP).into(),
+        429 if text.has("quota") => {
+            elsewhere("limits our rate").after(retry_after(headers, RATE_LIMIT)).into()
+        }
+        429 => {
+            let pause = retry_after(headers, CATCH_UP);
+            elsewhere("is behind what was seen elsewhere").after(pause).into()
+        }
+        472 => elsewhere("is a disaster recovery secondary").eject().into(),
+        473 => elsewhere("is a performance standby that does not serve this").into(),
+        474 => elsewhere("is a standby without its active node").after(ELECTION).into(),
+        530 => elsewhere("was removed from its cluster").eject().into(),
+        500..=599 => classify_server_error(status, text),
+        _ => Verdict::Final,
+    }
+}
+
+/// What a final answer refuses, in terms of what an operator can do about it. To be asked
+/// about answers without success only.
+pub fn refusal(verb: Verb, answer: &Answer) -> Refusal {
+    let errors = words::errors(&answer.body);
+    let text = Text::of(errors.as_deref());
+    let said = || words::shortened(errors.as_deref().unwrap_or_default());
+    let known = [
+        ("message authentication failed", Refusal::WrongKey),
+        ("too old", Refusal::TooOld),
+        ("version is too new", Refusal::TooNew),
+        ("encryption key not found", Refusal::KeyNotFound),
+        ("soft-deleted", Refusal::KeyDeleted),
+        ("soft deleted", Refusal::KeyDeleted),
+        ("less than the minimum encryption key version", Refusal::BelowMinimumEncryption),
+        ("higher than the latest key version", Refusal::AboveLatest),
+    ];
+    if let Some((_, refusal)) = known.into_iter().find(|(part, _)| text.has(part)) {
+        return refusal;
+    }
+    let is_configuration = ["no handler for route", "unsupported operation", "unsupported path"]
+        .iter()
+        .any(|part| text.has(part))
+        || (text.has("namespace") && text.has("not found"));
+    match answer.status.as_u16() {
+        _ if is_configuration => Refusal::Misconfigured(said()),
+        403 if text.has("permission denied") => Refusal::PolicyDenied,
+        404 if verb == Verb::ReadKey => Refusal::KeyNotFound,
+        404 | 405 => Refusal::Misconfigured(said()),
+        status => Refusal::BadRequest(format!("{} (HTTP {status})", said())),
+    }
+}
+
+/// Vault's error texts in lower case, as one string to search.
+struct Text(String);
+
+fn classify_health(status: StatusCode) -> Verdict {
+    match status.as_u16() {
+        200..=299 | 429 | 473 => Verdict::Final,
+        472 => elsewhere("is a disaster recovery secondary").eject().into(),
+        474 => elsewhere("is a standby without its active node").after(ELECTION).into(),
+        501 => elsewhere("is not initialised").eject().into(),
+        503 => elsewhere("is sealed; unseal it").eject().into(),
+        530 => elsewhere("was removed from its cluster").eject().into(),
+        500..=599 => elsewhere("has a server error").fault().into(),
+        300..=399 => elsewhere("redirects its health check").into(),
+        _ => Verdict::Final,
+    }
+}
+
+/// A success that holds nothing of what Vault's answer to `verb` holds came from something
+/// else: a maintenance page, a login form. What is wrong within Vault's form is for those
+/// who read it.
+fn classify_success(verb: Verb, body: &[u8]) -> Verdict {
+    #[derive(serde::Deserialize)]
+    struct Body {
+        data: Option<serde::de::IgnoredAny>,
+        auth: Option<serde::de::IgnoredAny>,
+    }
+    let has = |part: fn(&Body) -> bool| serde_json::from_slice(body).is_ok_and(|b| part(&b));
+    let is_vaults = match verb {
+        Verb::Encrypt | Verb::Decrypt | Verb::ReadKey | Verb::LookupSelf | Verb::Capabilities => {
+            has(|b| b.data.is_some())
+        }
+        Verb::Login | Verb::RenewSelf => has(|b| b.auth.is_some()),
+        Verb::Health | Verb::Read => true,
+    };
+    if is_vaults { Verdict::Final } else { elsewhere(NOT_VAULTS).fault().into() }
+}
+
+fn classify_bad_request(verb: Verb, text: Text) -> Verdict {
+    let of_a_key = matches!(verb, Verb::Encrypt | Verb::Decrypt | Verb::ReadKey);
+    if text.has("path disabled in replication dr secondary mode") {
+        elsewhere("is a disaster recovery secondary").eject().into()
+    } else if of_a_key && text.has("version is too new") {
+        Verdict::Stale("the key has no such version yet")
+    } else if of_a_key && text.has("encryption key not found") {
+        Verdict::Stale("the key was not found")
+    } else if verb == Verb::Encrypt && text.has("higher than the latest key version") {
+        Verdict::Stale("the version is above the key's latest")
+    } else {
+        Verdict::Final
+    }
+}
+
+fn classify_forbidden(verb: Verb, text: Text) -> Verdict {
+    let of_the_token = ["invalid token", "bad token", "token is expired", "token has expired"]
+        .iter()
+        .any(|part| text.has(part));
+    // A policy's denial comes as a list of one; a token's comes bare.
+    let of_the_policy = text.has("1 error occurred") && text.has("permission denied");
+    match verb {
+        // No token was sent. A mount that is not there is answered so, and so it is by a
+        // standby that has not heard of it and has lost its leader.
+        Verb::Login => Verdict::Stale("the login was refused"),
+        _ if of_the_token => Verdict::TokenRefused,
+        // A key that is not known yet would be created, which the policy forbids.
+        Verb::Encrypt if of_the_policy => Verdict::Stale("the token's policy does not allow it"),
+        _ if of_the_policy => Verdict::Final,
+        _ if text.has("permission denied") => Verdict::TokenRefused,
+        _ => Verdict::Final,
+    }
+}
+
+fn classify_server_error(status: StatusCode, text: Text) -> Verdict {
+    let is_leaderless = [
+        "local node not active",
+        "active cluster node not found",
+        "leadership lost",
+        "no active vault instance found",
+        "node is not active",
+        "node not active",
+    ];
+    if text.has("is sealed") {
+        elsewhere("is sealed; unseal it").eject().into()
+    } else if text.has("path disabled in replication dr secondary mode") {
+        elsewhere("is a disaster recovery secondary").eject().into()
+    } else if text.has("not initialized") {
+        elsewhere("is not initialised").eject().into()
+    } else if is_leaderless.iter().any(|part| text.has(part)) {
+        elsewhere("has no active node").after(ELECTION).into()
+    } else if text.has("namespace") && text.has("locked") {
+        elsewhere("has locked this namespace for its API").after(LOCKED).into()
+    } else if text.has("failed to parse batch input") || text.has("associated_data") {
+        Verdict::Final // a batch that must be sent one by one
+    } else if matches!(status.as_u16(), 502 | 504) {
+        elsewhere("could not be reached through its gateway").fault().after(ELECTION).into()
+    } else {
+        elsewhere("has a server error").fault().into()
+    }
+}
+
+fn has_batch_results(body: &[u8]) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Body {
+        data: Data,
+    }
+    #[derive(serde::Deserialize)]
+    struct Data {
+        batch_results: Vec<serde::de::IgnoredAny>,
+    }
+    serde_json::from_slice::<Body>(body).is_ok_and(|b| !b.data.batch_results.is_empty())
+}
+
+/// `Retry-After` in seconds, when it is a number; nothing sends it as a date.
+fn retry_after(headers: &HeaderMap, otherwise: Duration) -> Duration {
+    headers
+        .get(header::RETRY_AFTER)
+        .and_then(|value| value.to_str().ok()?.trim().parse().ok())
+        .map_or(otherwise, |seconds| Duration::from_secs(seconds).min(LONGEST_RETRY_AFTER))
+}
+
+const fn elsewhere(reason: &'static str) -> Elsewhere {
+    Elsewhere { reason, at_fault: false, eject: false, again_after: None }
+}
+
+// === impl TransitVerdicts ===
+
+impl Classify for TransitVerdicts {
+    fn classify(&self, operation: &Operation, answer: &Answer) -> Verdict {
+        classify(operation.verb, answer.status, &answer.headers, &answer.body)
+    }
+}
+
+// === impl Text ===
+
+impl Text {
+    fn of(errors: Option<&[String]>) -> Self {
+        Self(errors.unwrap_or_default().join("\n").to_ascii_lowercase())
+    }
+
+    fn has(&self, part: &str) -> bool {
+        self.0.contains(part)
+    }
+}
+
+// === impl Elsewhere ===
+
+impl Elsewhere {
+    const fn fault(mut self) -> Self {
+        self.at_fault = true;
+        self
+    }
+
+    const fn eject(mut self) -> Self {
+        self.at_fault = true;
+        self.eject = true;
+        self
+    }
+
+    const fn after(mut self, pause: Duration) -> Self {
+        self.again_after = Some(pause);
+        self
+    }
+}
+
+impl From<Elsewhere> for Verdict {
+    fn from(elsewhere: Elsewhere) -> Self {
+        Self::Elsewhere(elsewhere)
+    }
+}
+
+#[cfg(test)]
+mod tests;
