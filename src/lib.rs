@@ -16,6 +16,7 @@ pub mod admin;
 pub mod clock;
 pub mod cluster;
 pub mod config;
+pub mod keyring;
 pub mod secret;
 pub mod task;
 pub mod telemetry;

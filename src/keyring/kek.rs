@@ -1,0 +1,256 @@
+//! One KEK: a Transit key, what is known of it, and the two things it does.
+//!
+//! Calls read one snapshot of what is known (`View`) and hold no lock while they wait.
+//! `calling` holds Encrypt and Decrypt; `watching` the tasks that keep the snapshot fresh
+//! and the active version proven.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use opentelemetry::KeyValue;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use super::condition::{KekCondition, Saying};
+use super::memory::KekMemory;
+use super::rotation::{Again, Inactive};
+use super::{KeyId, KeyringError, key_id};
+use crate::clock::{Deadline, Jitter};
+use crate::config::settings::{KekName, KekSettings, RotationSettings, StatusSettings};
+use crate::task::OwnedTask;
+use crate::telemetry::metrics::{self, Metric};
+use crate::transit::{KeyMetadata, TransitError, TransitKey};
+
+mod calling;
+mod watching;
+
+pub(crate) use calling::{Verified, Verify};
+pub(crate) use watching::keep_proven;
+
+/// One configured KEK of a generation. Owns the task that watches its key.
+#[derive(Debug)]
+pub struct Kek {
+    core: Arc<Core>,
+    _watch: OwnedTask,
+}
+
+/// What the KEK's calls and its tasks share.
+#[derive(Debug)]
+pub(crate) struct Core {
+    settings: Arc<KekSettings>,
+    transit: Arc<dyn TransitKey>,
+    memory: Arc<KekMemory>,
+    rotation: RotationSettings,
+    jitter: Arc<Jitter>,
+    view: watch::Sender<Arc<View>>,
+    reads: watch::Sender<Reads>,
+    read_now: Notify,
+    prove_now: Notify,
+    unpinned: AtomicBool,
+}
+
+/// What a call needs to know, as one value.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct View {
+    metadata: Option<Arc<KeyMetadata>>,
+    active: Result<Active, Inactive>,
+    again: Again,
+    unpinned: bool,
+}
+
+/// The version that encrypts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Active {
+    pub(crate) version: u32,
+    pub(crate) key_id: KeyId,
+}
+
+/// How far the reads of the metadata are.
+#[derive(Debug, Default)]
+struct Reads {
+    started: u64,
+    finished: u64,
+    good: u64,
+    error: Option<String>,
+    refused: bool,
+}
+
+// === impl Kek ===
+
+impl Kek {
+    /// Starts to watch the key behind `transit`. `memory` is the one that was kept for
+    /// this key, or a new one. Must be called within a tokio runtime.
+    pub fn new(
+        settings: Arc<KekSettings>,
+        transit: Arc<dyn TransitKey>,
+        memory: Arc<KekMemory>,
+        rotation: RotationSettings,
+        jitter: Arc<Jitter>,
+    ) -> Arc<Self> {
+        let nothing = View {
+            metadata: None,
+            active: Err(Inactive::Unread),
+            again: Again::No,
+            unpinned: false,
+        };
+        let core = Arc::new(Core {
+            settings,
+            transit,
+            memory,
+            rotation,
+            jitter,
+            view: watch::Sender::new(Arc::new(nothing)),
+            reads: watch::Sender::new(Reads::default()),
+            read_now: Notify::new(),
+            prove_now: Notify::new(),
+            unpinned: AtomicBool::new(false),
+        });
+        // What an earlier generation learnt serves from the first moment.
+        core.reconsider();
+        let watched = Arc::clone(&core);
+        let begin = move || watching::run(Arc::clone(&watched));
+        let watch = OwnedTask::spawn_again("key metadata watch", begin);
+        Arc::new(Self { core, _watch: watch })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &KekName {
+        &self.core.settings.name
+    }
+
+    /// What it was made from.
+    pub fn settings(&self) -> &Arc<KekSettings> {
+        &self.core.settings
+    }
+
+    /// Whether its active version encrypts and decrypts, asked anew.
+    ///
+    /// # Errors
+    /// When it does not by `deadline`.
+    pub async fn prove(&self, deadline: Deadline) -> Result<(), KeyringError> {
+        self.core.prove(deadline).await
+    }
+
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+}
+
+// === impl Core ===
+
+impl Core {
+    /// What is known now. A version whose time has come is activated by whoever asks
+    /// first, so that every node switches in the same second.
+    pub(crate) fn current(&self) -> Arc<View> {
+        let view = self.view.borrow().clone();
+        let due = match view.again {
+            Again::No => false,
+            Again::At(time) => self.transit.vault_now().is_some_and(|now| now >= time),
+            Again::Always => true,
+        };
+        if due { self.reconsider() } else { view }
+    }
+
+    /// What Status may say now.
+    pub(crate) fn status(
+        &self,
+        settings: &StatusSettings,
+    ) -> Result<(String, KeyId), KeyringError> {
+        let view = self.current();
+        let active = view.active.as_ref().map_err(|inactive| self.not_active(inactive))?;
+        let now = Instant::now();
+        let kek = &self.settings.name;
+        match self.memory.with(|m| m.proofs.say(active.version, now, settings)) {
+            Saying::Ok => Ok(("ok".into(), active.key_id.clone())),
+            Saying::Reason(why) => Ok((format!("KEK `{kek}`: {why}"), active.key_id.clone())),
+            Saying::Lost(why) => Err(KeyringError::Lost { kek: kek.clone(), why }),
+        }
+    }
+
+    /// For `/readyz` and the status page.
+    pub(crate) fn condition(&self) -> KekCondition {
+        let view = self.current();
+        let inactive = view.active.as_ref().err().map(|i| self.not_active(i).to_string());
+        let read_error = self.reads.borrow().error.clone();
+        self.memory.with(|m| KekCondition {
+            name: self.settings.name.clone(),
+            cluster: self.transit.cluster().clone(),
+            latest_version: view.metadata.as_ref().map(|m| m.latest_version),
+            active: view.active.as_ref().ok().map(|a| (a.version, a.key_id.clone())),
+            inactive,
+            proof_age: m.proofs.last().map(|last| last.elapsed()),
+            read_error,
+            proof_error: m.proofs.failure().map(ToOwned::to_owned),
+        })
+    }
+
+    /// Chooses the active version anew and tells of what changed.
+    fn reconsider(&self) -> Arc<View> {
+        let vault_now = self.transit.vault_now();
+        // The memory's lock makes one change at a time of reading, choosing and storing.
+        self.memory.with(|m| {
+            let (pin, delay) = (self.settings.active_version, self.rotation.activation_delay);
+            let choice = m.key.choose(pin, delay, vault_now, Instant::now());
+            let view = Arc::new(View {
+                metadata: m.key.metadata().cloned(),
+                active: choice.active.map(|chosen| Active {
+                    version: chosen.version,
+                    key_id: key_id::of(&self.settings, chosen.version, chosen.created),
+                }),
+                again: choice.again,
+                unpinned: self.unpinned.load(Ordering::Relaxed),
+            });
+            let before = self.view.borrow().clone();
+            if *before == *view {
+                return before;
+            }
+            if before.active != view.active {
+                self.tell_active(&view, &mut m.told);
+            }
+            self.view.send_replace(view.clone());
+            view
+        })
+    }
+
+    fn tell_active(&self, view: &View, told: &mut Option<KeyId>) {
+        let kek = &self.settings.name;
+        match &view.active {
+            // An earlier generation told of it.
+            Ok(Active { key_id, .. }) if told.as_ref() == Some(key_id) => {}
+            Ok(Active { version, key_id }) => {
+                *told = Some(key_id.clone());
+                metrics::set(Metric::ActiveKeyVersion, f64::from(*version), &self.label());
+                tracing::info!(%kek, version, key_id = key_id.as_str(), "The key version is active.");
+            }
+            Err(Inactive::Unread) => {}
+            Err(Inactive::Unusable(why) | Inactive::Gone(why)) => {
+                *told = None;
+                tracing::error!(%kek, why, "No version of the key may encrypt.");
+            }
+        }
+    }
+
+    fn not_active(&self, inactive: &Inactive) -> KeyringError {
+        let kek = self.settings.name.clone();
+        match inactive {
+            Inactive::Unread => {
+                let error = self.reads.borrow().error.clone();
+                let why = match error {
+                    Some(error) => format!("its metadata could not be read: {error}"),
+                    None => "its metadata has not been read yet".into(),
+                };
+                KeyringError::NotReady { kek, why }
+            }
+            Inactive::Unusable(why) => KeyringError::NotReady { kek, why: why.clone() },
+            Inactive::Gone(why) => KeyringError::Lost { kek, why: why.clone() },
+        }
+    }
+
+    fn failed(&self, source: TransitError) -> KeyringError {
+        KeyringError::Transit { kek: self.settings.name.clone(), source: Box::new(source) }
+    }
+
+    fn label(&self) -> [KeyValue; 1] {
+        [KeyValue::new("kek", self.settings.name.as_str().to_owned())]
+    }
+}

@@ -1,0 +1,305 @@
+//! Which versions a key has and which of them encrypts, decided from what Vault said.
+//!
+//! Nothing here waits or asks: `SeenKey` is told what was read and when, and answers.
+//!
+//! *Order of what was seen.* Standbys may be behind, so a read is compared with what is
+//! known by (creation time of the latest version, its number). A newer creation time wins
+//! even with a lower number: the key was deleted and made again. A lower answer is taken
+//! for stale, unless it comes three times over 60 s: Vault was restored from a snapshot.
+//! Any node's answer counts for that, because nodes' roles are not known here. A standby
+//! that is behind catches up within seconds, so it does not repeat itself for a minute; one
+//! that is cut off from its leader does. When it is the only node within reach, its older
+//! version encrypts until another answers: key_id then goes back, but nothing is lost.
+//!
+//! *Activation.* A new version encrypts only when it is `activationDelay` old by Vault's
+//! clock, so that every node switches in the same second and no standby is asked to
+//! decrypt with a version that it has not heard of.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::clock::UnixSeconds;
+use crate::transit::KeyMetadata;
+
+#[cfg(test)]
+mod tests;
+
+/// How often a lower answer must come before it is believed, and over how long.
+const DOUBTS: u32 = 3;
+const DOUBT_SPAN: Duration = Duration::from_secs(60);
+
+/// Transit's authenticated symmetric types: with these a wrong key is an error, never a
+/// wrong plaintext.
+const USABLE_TYPES: [&str; 4] =
+    ["aes128-gcm96", "aes256-gcm96", "chacha20-poly1305", "xchacha20-poly1305"];
+
+/// What is known of one Transit key.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SeenKey {
+    adopted: Option<Adopted>,
+    doubt: Option<Doubt>,
+    activation: Option<Activation>,
+    gone: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+struct Adopted {
+    metadata: Arc<KeyMetadata>,
+    order: Order,
+    since: Instant,
+}
+
+/// A lower answer that may turn out to be true.
+#[derive(Clone, Debug)]
+struct Doubt {
+    order: Order,
+    since: Instant,
+    times: u32,
+}
+
+/// (creation time of the latest version, its number).
+type Order = (UnixSeconds, u32);
+
+/// The version that encrypts. A version's creation time belongs to its identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Activation {
+    /// Its number.
+    pub version: u32,
+    /// When Vault made it.
+    pub created: UnixSeconds,
+}
+
+/// What a read of the metadata turned out to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Observation {
+    /// The first one.
+    First,
+    /// Nothing newer.
+    Same,
+    /// The key has newer versions.
+    Rotated,
+    /// The key was deleted and made again: ciphertexts of the old one are lost.
+    Recreated,
+    /// An older state: not believed (yet).
+    Stale {
+        /// How often it came in a row.
+        times: u32,
+    },
+    /// An older state that came often enough: Vault was restored from a snapshot.
+    RolledBack,
+}
+
+/// Which version encrypts now, and when to ask again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Choice {
+    /// The version, or why there is none.
+    pub(crate) active: Result<Activation, Inactive>,
+    /// When the choice may change with no further read.
+    pub(crate) again: Again,
+}
+
+/// Why no version may encrypt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Inactive {
+    /// The metadata was never read.
+    Unread,
+    /// What was read does not allow it; says what to do.
+    Unusable(String),
+    /// The key is gone.
+    Gone(String),
+}
+
+/// When a [`Choice`] may change with no further read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Again {
+    /// Never.
+    No,
+    /// When Vault's clock says this.
+    At(UnixSeconds),
+    /// At any time, because Vault's clock is not known.
+    Always,
+}
+
+/// Whether `version` exists and may encrypt, and what it writes may be decrypted.
+pub(crate) fn may_encrypt(key: &KeyMetadata, version: u32) -> bool {
+    key.versions.contains_key(&version)
+        && version >= key.min_encryption_version
+        && version >= key.min_decryption_version
+        && version <= key.latest_version
+}
+
+// === impl SeenKey ===
+
+impl SeenKey {
+    /// A key of which nothing is known but which version encrypted last.
+    pub(crate) fn with_activation(activation: Activation) -> Self {
+        Self { activation: Some(activation), ..Self::default() }
+    }
+
+    /// The metadata that holds now.
+    pub(crate) fn metadata(&self) -> Option<&Arc<KeyMetadata>> {
+        self.adopted.as_ref().map(|a| &a.metadata)
+    }
+
+    /// The version that encrypted last.
+    pub(crate) fn activation(&self) -> Option<Activation> {
+        self.activation
+    }
+
+    /// Vault says for good that there is no such key. Holds until the next good read.
+    pub(crate) fn lose(&mut self, why: String) {
+        self.gone.get_or_insert(why);
+    }
+
+    /// Takes in what was read at `now`.
+    ///
+    /// # Errors
+    /// When the answer contradicts itself; nothing is changed then.
+    pub(crate) fn observe(
+        &mut self,
+        read: KeyMetadata,
+        now: Instant,
+    ) -> Result<Observation, &'static str> {
+        let created = read.versions.get(&read.latest_version);
+        let created = created
+            .ok_or("Vault answered metadata with no creation time for the latest version")?;
+        let order = (*created, read.latest_version);
+        self.gone = None;
+        let observation = match &self.adopted {
+            None => Observation::First,
+            Some(known) if order == known.order => Observation::Same,
+            Some(known) if order > known.order => {
+                let same_key = read.latest_version > known.order.1
+                    && known.metadata.versions.iter().all(|(version, created)| {
+                        read.versions.get(version).is_none_or(|again| again == created)
+                    });
+                if same_key { Observation::Rotated } else { Observation::Recreated }
+            }
+            Some(_) => self.doubt(order, now),
+        };
+        if matches!(observation, Observation::Stale { .. }) {
+            return Ok(observation);
+        }
+        self.doubt = None;
+        let since = match &self.adopted {
+            Some(known) if observation == Observation::Same => known.since,
+            _ => now,
+        };
+        self.adopted = Some(Adopted { metadata: Arc::new(read), order, since });
+        Ok(observation)
+    }
+
+    fn doubt(&mut self, order: Order, now: Instant) -> Observation {
+        let doubt = match self.doubt.take() {
+            Some(doubt) if doubt.order == order => Doubt { times: doubt.times + 1, ..doubt },
+            _ => Doubt { order, since: now, times: 1 },
+        };
+        if doubt.times >= DOUBTS && now - doubt.since >= DOUBT_SPAN {
+            return Observation::RolledBack;
+        }
+        let times = doubt.times;
+        self.doubt = Some(doubt);
+        Observation::Stale { times }
+    }
+
+    /// Decides which version encrypts, and remembers it: a later choice never goes back to
+    /// an older version of the same key while the remembered one may still encrypt.
+    ///
+    /// `vault_now` is Vault's clock. While it is unknown, the age of a version is the time
+    /// for which it was watched, so that an old version is never mistaken for the newest
+    /// one that is old enough: a key_id that goes back would cost an apiserver its start.
+    pub(crate) fn choose(
+        &mut self,
+        pin: Option<u32>,
+        delay: Duration,
+        vault_now: Option<UnixSeconds>,
+        now: Instant,
+    ) -> Choice {
+        let Some(Adopted { metadata: key, since, .. }) = &self.adopted else {
+            return Choice { active: Err(Inactive::Unread), again: Again::No };
+        };
+        if let Some(why) = &self.gone {
+            return Choice { active: Err(Inactive::Gone(why.clone())), again: Again::No };
+        }
+        if let Some(inactive) = unusable(key) {
+            return Choice { active: Err(inactive), again: Again::No };
+        }
+        let may = key.versions.iter().filter(|(version, _)| may_encrypt(key, **version));
+        let may = may.map(|(version, created)| Activation { version: *version, created: *created });
+        let Some(lowest) = may.clone().next() else {
+            let why = format!(
+                "no version may encrypt: latest is v{}, min_encryption_version {}",
+                key.latest_version, key.min_encryption_version
+            );
+            return Choice { active: Err(Inactive::Unusable(why)), again: Again::No };
+        };
+        let remembered = self.activation.filter(|a| may.clone().any(|m| m == *a));
+        if let Some(pin) = pin {
+            let Some(pinned) = may.clone().find(|m| m.version == pin) else {
+                let why = format!(
+                    "activeVersion pins v{pin}, which the key does not have or which may not \
+                     encrypt (latest v{}, min_encryption_version {}); correct or remove it",
+                    key.latest_version, key.min_encryption_version
+                );
+                return Choice { active: Err(Inactive::Unusable(why)), again: Again::No };
+            };
+            // A pin that goes back, in an emergency, does not undo what was activated.
+            if remembered.is_none_or(|r| r.version < pin) {
+                self.activation = Some(pinned);
+            }
+            return Choice { active: Ok(pinned), again: Again::No };
+        }
+        let old_enough = match vault_now {
+            Some(at) => may.clone().rfind(|m| m.created.plus(delay) <= at),
+            None => may.clone().next_back().filter(|_| now - *since >= delay),
+        };
+        let newest = [old_enough, remembered].into_iter().flatten().max_by_key(|a| a.version);
+        let active = match (newest, vault_now) {
+            (Some(newest), _) => newest,
+            (None, Some(_)) => lowest,
+            (None, None) => {
+                let why = format!(
+                    "Vault's clock is not known yet (no answer carried a `Date`); the latest \
+                     version encrypts when it was watched for {delay:?}"
+                );
+                return Choice { active: Err(Inactive::Unusable(why)), again: Again::Always };
+            }
+        };
+        let next = may.filter(|m| m.version > active.version).map(|m| m.created.plus(delay)).min();
+        let again = match (next, vault_now) {
+            (None, _) => Again::No,
+            (Some(next), Some(_)) => Again::At(next),
+            (Some(_), None) => Again::Always,
+        };
+        self.activation = Some(active);
+        Choice { active: Ok(active), again }
+    }
+}
+
+/// Why no version of this key may encrypt, and what to do; for commands that show it.
+pub fn why_unusable(key: &KeyMetadata) -> Option<String> {
+    match unusable(key)? {
+        Inactive::Unread => None,
+        Inactive::Unusable(why) | Inactive::Gone(why) => Some(why),
+    }
+}
+
+/// Why this key must not be used, and what to do.
+fn unusable(key: &KeyMetadata) -> Option<Inactive> {
+    if key.soft_deleted {
+        return Some(Inactive::Gone("the key was deleted (soft); restore it in Vault".into()));
+    }
+    if !USABLE_TYPES.contains(&key.key_type.as_str()) {
+        return Some(Inactive::Unusable(format!(
+            "the key's type is `{}`; make one of type aes256-gcm96 (usable types: {})",
+            key.key_type.escape_default(),
+            USABLE_TYPES.join(", ")
+        )));
+    }
+    // A convergent key is a derived one.
+    key.derived.then(|| {
+        Inactive::Unusable("the key is derived (or convergent); make one with derived=false".into())
+    })
+}
