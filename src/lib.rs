@@ -17,6 +17,8 @@ pub mod clock;
 pub mod cluster;
 pub mod config;
 pub mod keyring;
+pub mod kms;
+pub mod listener;
 pub mod secret;
 pub mod task;
 pub mod telemetry;

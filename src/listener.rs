@@ -1,0 +1,16 @@
+//! The socket that kube-apiserver dials.
+//!
+//! [`unix`] binds it, first of all things and before Vault is reachable, and takes it from
+//! nobody who still answers. [`accept`] takes connections in and never stops by itself,
+//! [`peer`] looks who is at the other end, and [`connection`] is what the server then
+//! reads and writes: the stream behind [`authority`], which makes the `:authority` of old
+//! kube-apiservers one that the server accepts.
+//!
+//! A socket inherited from systemd will have its own module beside [`unix`] and come in by
+//! the same type, [`unix::BoundSocket`].
+
+pub mod accept;
+pub mod authority;
+pub mod connection;
+pub mod peer;
+pub mod unix;
