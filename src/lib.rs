@@ -13,9 +13,11 @@
 //! `telemetry`, `clock`, `secret`, `task`). `daemon` and `cli` put them together.
 
 pub mod admin;
+pub mod cli;
 pub mod clock;
 pub mod cluster;
 pub mod config;
+pub mod daemon;
 pub mod keyring;
 pub mod kms;
 pub mod listener;

@@ -1,0 +1,317 @@
+//! Everything built from one accepted configuration.
+//!
+//! A new generation is built beside the old one and takes over what did not change: a
+//! cluster keeps its connections, token and breakers while its settings and the bytes of
+//! its TLS files are the same; a KEK of such a cluster is kept whole while its own settings
+//! are the same. A KEK that is the same key in Vault but is reached, pinned or rotated in
+//! another way begins with a copy of what was known, so that a trial that fails leaves no
+//! trace in what runs. Each part owns its tasks and ends with its last user, so nobody has
+//! to tear a generation down.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures_util::future;
+
+use super::identity::{KekIdentity, same_cluster};
+use super::state::Activations;
+use crate::admin::Check;
+use crate::clock::{Deadline, Jitter};
+use crate::cluster::stack::{Stack, StackError};
+use crate::cluster::tls::{LoadedTls, TlsError};
+use crate::cluster::{CallError, Cluster};
+use crate::config::settings::{
+    ClusterName, ClusterSettings, KekName, KekSettings, RotationSettings, Settings,
+};
+use crate::keyring::condition::KekCondition;
+use crate::keyring::kek::Kek;
+use crate::keyring::memory::KekMemory;
+use crate::keyring::{KekReadiness, Keyring, KeyringError};
+use crate::transit::http_key::HttpTransitKey;
+use crate::transit::verdict::TransitVerdicts;
+
+#[cfg(test)]
+mod tests;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Generation {
+    number: u64,
+    keyring: Arc<Keyring>,
+    clusters: BTreeMap<ClusterName, Member>,
+    keks: BTreeMap<KekIdentity, Held>,
+    /// Clusters that the generation before did not have in this form.
+    new_clusters: Vec<ClusterName>,
+    /// KEKs that the generation before did not have in this form, and the first one if
+    /// another was first.
+    new_keks: Vec<KekName>,
+}
+
+/// A cluster and what it was built from.
+#[derive(Clone, Debug)]
+struct Member {
+    tls: LoadedTls,
+    cluster: Arc<Cluster>,
+}
+
+/// A KEK and what it was built from.
+#[derive(Clone, Debug)]
+struct Held {
+    kek: Arc<Kek>,
+    memory: Arc<KekMemory>,
+    rotation: RotationSettings,
+}
+
+/// Why a generation could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// A TLS file of a cluster.
+    #[error("cluster {cluster}: {source}")]
+    Tls {
+        /// The cluster.
+        cluster: ClusterName,
+        /// What is wrong with which file.
+        source: Box<TlsError>,
+    },
+    /// The rest of a cluster's stack.
+    #[error("cluster {cluster}: {source}")]
+    Stack {
+        /// The cluster.
+        cluster: ClusterName,
+        /// What is wrong.
+        source: Box<StackError>,
+    },
+    /// A KEK names a cluster that is not there; resolving the configuration rules it out.
+    #[error("KEK `{kek}` names cluster {cluster}, which is not configured")]
+    NoCluster {
+        /// The KEK.
+        kek: KekName,
+        /// The cluster.
+        cluster: ClusterName,
+    },
+}
+
+/// Why a generation was built but cannot take over.
+#[derive(Debug, thiserror::Error)]
+pub enum NotReady {
+    /// A new or changed cluster gave no token.
+    #[error("{0}")]
+    Cluster(#[from] CallError),
+    /// The primary KEK cannot encrypt.
+    #[error("{0}")]
+    Primary(#[from] KeyringError),
+}
+
+// === impl BuildError ===
+
+impl BuildError {
+    fn tls(cluster: &ClusterName, source: TlsError) -> Self {
+        Self::Tls { cluster: cluster.clone(), source: Box::new(source) }
+    }
+
+    fn stack(cluster: &ClusterName, source: StackError) -> Self {
+        Self::Stack { cluster: cluster.clone(), source: Box::new(source) }
+    }
+}
+
+// === impl Generation ===
+
+impl Generation {
+    /// Builds number `number` from `settings`, taking over from `previous` what is the same.
+    /// A KEK that `previous` does not know begins with its entry in `remembered`. Asks
+    /// nothing of Vault: its tasks do, from now on.
+    ///
+    /// # Errors
+    /// When a file that the settings name cannot be used.
+    pub(super) fn build(
+        number: u64,
+        settings: &Settings,
+        previous: Option<&Self>,
+        remembered: &Activations,
+        jitter: &Arc<Jitter>,
+    ) -> Result<Self, BuildError> {
+        let mut clusters = BTreeMap::new();
+        let mut new_clusters = Vec::new();
+        for wanted in &settings.clusters {
+            let name = wanted.name.clone();
+            let tls =
+                LoadedTls::read(&wanted.tls).map_err(|error| BuildError::tls(&name, error))?;
+            let kept = previous.and_then(|p| p.clusters.get(&name)).filter(|m| m.is(wanted, &tls));
+            let member = match kept {
+                Some(member) => member.clone(),
+                None => {
+                    new_clusters.push(name.clone());
+                    Member::start(wanted, tls, jitter)
+                        .map_err(|error| BuildError::stack(&name, error))?
+                }
+            };
+            clusters.insert(name, member);
+        }
+
+        let rotation = &settings.keyring.rotation;
+        let mut keks = BTreeMap::new();
+        let mut in_order = Vec::new();
+        let mut new_keks = Vec::new();
+        for wanted in &settings.keyring.keks {
+            let cluster = &wanted.clusters[0];
+            let member = clusters.get(cluster).ok_or_else(|| BuildError::NoCluster {
+                kek: wanted.name.clone(),
+                cluster: cluster.clone(),
+            })?;
+            let identity = KekIdentity::of(wanted);
+            let before = previous.and_then(|p| p.keks.get(&identity));
+            let kept = before.filter(|h| h.is(wanted, rotation) && !new_clusters.contains(cluster));
+            let held = match kept {
+                Some(held) => held.clone(),
+                None => {
+                    new_keks.push(wanted.name.clone());
+                    let memory = match (before, remembered.get(&identity)) {
+                        (Some(before), _) => before.memory.fork(),
+                        (None, Some(activation)) => KekMemory::with_activation(*activation),
+                        (None, None) => KekMemory::new(),
+                    };
+                    Held::start(wanted, member, memory, rotation, jitter)
+                }
+            };
+            in_order.push(Arc::clone(&held.kek));
+            keks.insert(identity, held);
+        }
+        let first = |keks: &[Arc<Kek>]| keks.first().map(|kek| kek.name().clone());
+        let promoted = first(&in_order).filter(|primary| {
+            previous.and_then(|p| first(p.keyring.keks())).as_ref() != Some(primary)
+        });
+        new_keks.extend(promoted);
+        let keyring = Keyring::new(settings.keyring.clone(), in_order);
+        Ok(Self { number, keyring, clusters, keks, new_clusters, new_keks })
+    }
+
+    /// Waits until what is new or changed has answered. What is not the primary's only
+    /// earns a warning: the reload that takes a dead cluster out must not need it, nor may
+    /// it use up the primary's time.
+    ///
+    /// # Errors
+    /// When the primary or its cluster is new or changed and cannot encrypt.
+    pub async fn ready(&self, deadline: Deadline) -> Result<(), NotReady> {
+        let clusters = self.new_clusters.iter().map(|name| {
+            let cluster = &self.clusters[name].cluster;
+            async move { (name, cluster.ready(deadline).await) }
+        });
+        let keks = self.keyring.ready(|kek| self.new_keks.contains(kek), deadline);
+        let (clusters, keks) = future::join(future::join_all(clusters), keks).await;
+
+        let primary = self.keyring.keks().first().map_or(&[][..], |k| &k.settings().clusters);
+        for (name, result) in clusters {
+            match result {
+                Ok(()) => {}
+                Err(error) if primary.contains(name) => return Err(error.into()),
+                Err(error) => tracing::warn!(
+                    cluster = %name,
+                    "A new cluster does not answer; its KEKs cannot decrypt yet: {error}."
+                ),
+            }
+        }
+        for KekReadiness { kek, primary, result } in keks {
+            match result {
+                Ok(()) => {}
+                Err(error) if primary => return Err(error.into()),
+                Err(error) => tracing::warn!(
+                    %kek,
+                    "A KEK that is not the primary does not answer; it cannot decrypt now: {error}."
+                ),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the primary encrypts and decrypts now, asked anew.
+    pub async fn encrypts(&self, deadline: Deadline) -> bool {
+        match self.keyring.keks().first() {
+            Some(primary) => primary.prove(deadline).await.is_ok(),
+            None => false,
+        }
+    }
+
+    /// What is known of each key, for who keeps it beyond the process.
+    pub(super) fn memories(&self) -> Vec<(KekIdentity, Arc<KekMemory>)> {
+        self.keks.iter().map(|(kek, held)| (kek.clone(), Arc::clone(&held.memory))).collect()
+    }
+
+    /// Which one it is, from 1.
+    pub const fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Its keyring.
+    pub const fn keyring(&self) -> &Arc<Keyring> {
+        &self.keyring
+    }
+
+    /// What `/readyz` shows: whether the primary encrypts, and what is known of each KEK.
+    pub fn checks(&self) -> Vec<Check> {
+        let condition = self.keyring.condition();
+        let ok = condition.is_ready();
+        let detail = condition.status.unwrap_or_else(|error| error);
+        let status = Check { name: "status".into(), ok, detail };
+        let keks = condition.keks.into_iter().map(check_of);
+        std::iter::once(status).chain(keks).collect()
+    }
+}
+
+/// What is known of a KEK. It never makes the daemon unready: the status check above it
+/// decides about encryption, and one dead cluster must not take a control-plane node with
+/// all its other keys out of service.
+fn check_of(kek: KekCondition) -> Check {
+    let detail = match (&kek.active, kek.read_error.or(kek.inactive)) {
+        (_, Some(error)) => error,
+        (Some((_, key_id)), None) => key_id.as_str().to_owned(),
+        (None, None) => "not read yet".to_owned(),
+    };
+    Check { name: format!("kek {}", kek.name).into(), ok: true, detail }
+}
+
+// === impl Member ===
+
+impl Member {
+    fn start(
+        settings: &Arc<ClusterSettings>,
+        tls: LoadedTls,
+        jitter: &Arc<Jitter>,
+    ) -> Result<Self, StackError> {
+        let stack = Stack::try_new(settings, &tls, Arc::new(TransitVerdicts), Arc::clone(jitter))?;
+        let cluster = Cluster::new(Arc::clone(settings), Arc::new(stack), Arc::clone(jitter));
+        Ok(Self { tls, cluster })
+    }
+
+    /// Whether it is what `wanted` and `tls` would build again.
+    fn is(&self, wanted: &ClusterSettings, tls: &LoadedTls) -> bool {
+        same_cluster(self.cluster.settings(), wanted) && self.tls == *tls
+    }
+}
+
+// === impl Held ===
+
+impl Held {
+    fn start(
+        settings: &Arc<KekSettings>,
+        member: &Member,
+        memory: KekMemory,
+        rotation: &RotationSettings,
+        jitter: &Arc<Jitter>,
+    ) -> Self {
+        let transit = HttpTransitKey::new(Arc::clone(&member.cluster), settings);
+        let memory = Arc::new(memory);
+        let kek = Kek::new(
+            Arc::clone(settings),
+            Arc::new(transit),
+            Arc::clone(&memory),
+            rotation.clone(),
+            Arc::clone(jitter),
+        );
+        Self { kek, memory, rotation: rotation.clone() }
+    }
+
+    /// Whether it is what `wanted` and `rotation` would build again over the same cluster.
+    fn is(&self, wanted: &KekSettings, rotation: &RotationSettings) -> bool {
+        **self.kek.settings() == *wanted && self.rotation == *rotation
+    }
+}

@@ -1,0 +1,121 @@
+//! Reloads while something is wrong: what did not change need not answer, what runs is not
+//! touched by a trial that fails, and a way out of an outage is never refused.
+
+use std::time::Duration;
+
+use lab::{Config, Daemon, DevNode, FaultProxy};
+use serde_json::json;
+
+const DAEMON: &str = env!("CARGO_BIN_EXE_vault-kms-proxy");
+const PATIENCE: Duration = Duration::from_secs(20);
+const DONE: &str = "Reloaded; the new configuration is in force.";
+const FAILED: &str = "Reload failed; the running configuration stays:";
+
+/// Puts `config` into the daemon's file, sends SIGHUP and waits for what it says then.
+async fn reload(daemon: &Daemon, config: impl ToString, outcome: &str) -> lab::Result<String> {
+    let mark = daemon.log_mark();
+    daemon.write_config(config)?;
+    daemon.sighup()?;
+    daemon.wait_for_log_after(mark, outcome, PATIENCE).await
+}
+
+#[tokio::test]
+async fn a_trial_that_fails_leaves_no_trace_in_what_runs() -> lab::Result {
+    let (bao, other) = tokio::try_join!(DevNode::start(), DevNode::start())?;
+    bao.create_keys(&["kube"]).await?;
+    let config = bao.config(&["kube"]).await?.with("reloadTimeout", "2s");
+    let daemon = Daemon::start(DAEMON, &config).await?;
+    let before = daemon.kms().v2().wait_ok(PATIENCE).await?;
+
+    bao.admin()
+        .write_policy("blind", "path \"transit/decrypt/kube\" { capabilities = [] }")
+        .await?;
+    let blind = bao.admin().create_token(json!({ "policies": ["blind"] })).await?;
+    let elsewhere = other.config(&["kube"]).await?.with("reloadTimeout", "2s");
+    for (what, trial) in [
+        ("a Vault without the key", elsewhere),
+        ("a token that may not use the key", config.clone().token(&blind)),
+    ] {
+        let line = reload(&daemon, trial, FAILED).await?;
+        println!("{what}: {}", line.split_once(FAILED).map_or("", |(_, why)| why));
+        // At once: a later canary of the running configuration would mend it.
+        let after = daemon.kms().v2().status().await?;
+        assert_eq!(after, before, "{what}");
+        let made = daemon.kms().v2().encrypt(&[7; 32], "uid").await?;
+        assert_eq!(daemon.kms().v2().decrypt(&made, "uid").await?, [7; 32], "{what}");
+        assert_eq!(made.key_id, before.key_id, "{what}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_dead_cluster_that_is_not_the_primarys_holds_up_no_reload() -> lab::Result {
+    let bao = DevNode::start().await?;
+    bao.create_keys(&["kube", "next"]).await?;
+    let flat = bao.config(&["kube"]).await?;
+    let get = |key: &str| flat.get(key).cloned().unwrap_or_default();
+    let nobody = format!("https://127.0.0.1:{}", lab::free_port()?);
+    let cluster = |addr: serde_json::Value| {
+        let auth = json!({ "token": bao.root_token() });
+        json!({ "addr": addr, "vaultCACert": get("vaultCACert"), "auth": auth })
+    };
+    let config = |clusters: serde_json::Value, keys: serde_json::Value| {
+        let log = json!({ "listen": "127.0.0.1:0" });
+        json!({ "keyNames": keys, "clusters": clusters, "admin": log, "reloadTimeout": "2s" })
+    };
+    let alive = cluster(get("addr"));
+    let kube = json!({ "name": "kube", "cluster": "bao" });
+    let daemon = Daemon::start(DAEMON, config(json!({ "bao": alive }), json!([kube]))).await?;
+    daemon.wait_ready(PATIENCE).await?;
+
+    // The dead one comes first in the file, and the primary is a new one.
+    let both = json!({ "a-dead": cluster(json!(nobody)), "bao": alive });
+    let next = json!({ "name": "next", "cluster": "bao" });
+    let lost = json!({ "name": "lost", "cluster": "a-dead" });
+    let mark = daemon.log_mark();
+    reload(&daemon, config(both.clone(), json!([next, kube, lost])), DONE).await?;
+    let log = daemon.log();
+    assert!(log[mark..].contains("A KEK that is not the primary does not answer"), "{log}");
+    assert!(daemon.kms().v1().encrypt(&[7; 32]).await?.starts_with(b"next:v1:"));
+
+    // Known to be dead by now, and unchanged: not even waited for.
+    let mark = daemon.log_mark();
+    let turned = config(both, json!([kube, next, lost]));
+    reload(&daemon, turned, DONE).await?;
+    let log = daemon.log();
+    assert!(!log[mark..].contains("does not answer"), "{log}");
+    assert!(daemon.kms().v1().encrypt(&[7; 32]).await?.starts_with(b"kube:v1:"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn during_an_outage_everything_can_be_changed_but_what_works() -> lab::Result {
+    let bao = DevNode::start().await?;
+    bao.create_keys(&["kube"]).await?;
+    let (here, there) =
+        tokio::try_join!(FaultProxy::start(bao.authority()), FaultProxy::start(bao.authority()))?;
+    let config: Config = bao.config(&["kube"]).await?.with("reloadTimeout", "1s");
+    let config = config.addresses(&[here.https()]);
+    let daemon = Daemon::start(DAEMON, &config).await?;
+    let before = daemon.kms().v2().wait_ok(PATIENCE).await?;
+
+    here.refuse().await?;
+    there.refuse().await?;
+    // What is asked for first in an outage.
+    let config = config.with("log", json!({ "level": "debug" }));
+    reload(&daemon, &config, DONE).await?;
+    // The new address is as dead as the old one, for now.
+    let mark = daemon.log_mark();
+    let config = config.addresses(&[there.https()]);
+    reload(&daemon, &config, DONE).await?;
+    let log = daemon.log();
+    assert!(log[mark..].contains("but the running one cannot encrypt either"), "{log}");
+    // kube-apiserver goes on with its seed as long as Status has a key_id.
+    assert_eq!(daemon.kms().v2().status().await?.key_id, before.key_id);
+
+    there.heal().await?;
+    daemon.kms().v2().wait_ok(PATIENCE).await?;
+    let made = daemon.kms().v2().encrypt(&[7; 32], "uid").await?;
+    assert_eq!(made.key_id, before.key_id);
+    Ok(())
+}
