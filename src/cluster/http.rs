@@ -16,7 +16,7 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri};
+use http::{HeaderName, HeaderValue, Request, Response, Uri};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as _, Incoming};
 use hyper_rustls::HttpsConnector;
@@ -24,13 +24,14 @@ use hyper_util::client::legacy::{Client, Error as ClientError};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use secrecy::ExposeSecret as _;
 use tower::Service;
-use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+use tracing::Span;
 use zeroize::Zeroizing;
 
 use super::address::Address;
 use super::error::{AttemptError, Fault};
 use super::operation::{Answer, Attempt, Call, Operation};
 use super::tls::{self, LoadedTls};
+use crate::telemetry::traces;
 use dial::{Dial, Served, Within};
 
 mod dial;
@@ -86,8 +87,6 @@ struct Failure {
     fault: Fault,
     pooled_connection_was_closed: bool,
 }
-
-struct HeaderInjector<'a>(&'a mut HeaderMap);
 
 // === impl Http ===
 
@@ -200,11 +199,7 @@ impl Http {
             })?;
             headers.insert(X_VAULT_NAMESPACE, value);
         }
-        // Without telemetry the context is empty and the propagator does nothing.
-        let context = tracing::Span::current().context();
-        opentelemetry::global::get_text_map_propagator(|propagator| {
-            propagator.inject_context(&context, &mut HeaderInjector(headers));
-        });
+        traces::inject(&Span::current(), headers);
         Ok(request)
     }
 }
@@ -363,21 +358,11 @@ fn cause_of<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError
     }
 }
 
-// === impl BodyOf, HeaderInjector ===
+// === impl BodyOf ===
 
 impl AsRef<[u8]> for BodyOf {
     fn as_ref(&self) -> &[u8] {
         self.0.body.as_ref().map_or(&[], |b| b.as_slice())
-    }
-}
-
-impl opentelemetry::propagation::Injector for HeaderInjector<'_> {
-    fn set(&mut self, key: &str, value: String) {
-        if let (Ok(name), Ok(value)) =
-            (HeaderName::from_bytes(key.as_bytes()), HeaderValue::from_str(&value))
-        {
-            self.0.insert(name, value);
-        }
     }
 }
 

@@ -31,7 +31,7 @@ use tracing_subscriber::registry::LookupSpan;
 use crate::clock::Deadline;
 use crate::config::settings::TraceSettings;
 
-pub use spans::{accept_parent, attempt_span, inject, record_grpc_status, server_span};
+pub use spans::{accept_parent, inject, record_grpc_status, server_span};
 
 /// How long the spans of a receiver that is left may take to reach it.
 const FAREWELL: Duration = Duration::from_secs(5);

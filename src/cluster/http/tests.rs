@@ -7,6 +7,7 @@ use secrecy::SecretString;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tower::ServiceExt as _;
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use super::*;
 use crate::clock::Deadline;

@@ -1,7 +1,7 @@
-//! The spans of a call and of its attempts, and how they join other programs' traces.
+//! The span of a call, and how it and the spans of its attempts join other programs' traces.
 //! Names and attributes follow OpenTelemetry's conventions for RPC and HTTP.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::propagation::{Extractor, Injector};
 use opentelemetry::{Context, global};
 use tracing::Span;
@@ -46,34 +46,6 @@ pub fn record_grpc_status(span: &Span, code: tonic::Code) {
     ) {
         span.record("otel.status_code", "ERROR");
     }
-}
-
-/// The span of one request to `address`, with `number` from 1 and why it was made.
-///
-/// Record `http.response.status_code` when there is an answer, `vault.request_id` when it
-/// carries one, and `error.type` when the attempt failed.
-pub fn attempt_span(
-    verb: &'static str,
-    method: &http::Method,
-    address: &Uri,
-    number: u32,
-    reason: &'static str,
-) -> Span {
-    let default_port = if address.scheme_str() == Some("http") { 80 } else { 443 };
-    tracing::info_span!(
-        "attempt",
-        otel.name = verb,
-        otel.kind = "client",
-        otel.status_code = Empty,
-        http.request.method = method.as_str(),
-        http.response.status_code = Empty,
-        server.address = address.host().unwrap_or_default(),
-        server.port = address.port_u16().unwrap_or(default_port),
-        attempt.number = number,
-        attempt.reason = reason,
-        vault.request_id = Empty,
-        error.type = Empty,
-    )
 }
 
 /// Makes `span`, not yet entered, a child of the one that the peer's `traceparent` names.
