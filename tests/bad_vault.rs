@@ -87,7 +87,7 @@ async fn a_vault_that_goes_away_later_is_named_with_its_fault() -> lab::Result {
         Ok(refused.message().contains("refused").then_some(refused))
     })
     .await
-    .map(|refused| says("refused later", &refused, Code::DeadlineExceeded, &[&proxy.https()]))?;
+    .map(|refused| says("refused later", &refused, Code::Unavailable, &[&proxy.https()]))?;
 
     proxy.heal().await?;
     assert_eq!(daemon.kms().v1().decrypt(&made).await?, DEK, "healed");

@@ -153,6 +153,10 @@ impl Progress {
             CallErrorKind::TokenRefused
         } else if !words.stale.is_empty() {
             CallErrorKind::Undecided
+        } else if self.met(|f| !matches!(f, Fault::Deadline | Fault::Silent(_))) {
+            // The same outage must not be told as one thing or the other by the chance of
+            // where in a pause the deadline came.
+            CallErrorKind::Exhausted
         } else {
             kind
         }

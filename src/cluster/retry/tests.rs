@@ -154,6 +154,7 @@ async fn a_sealed_sole_address_is_asked_once_a_second_and_named_at_the_deadline(
     let mut scripted = Scripted::new(1, |_, _| Does::Says(Verdict::Elsewhere(sealed())));
     for _ in 0..10 {
         let error = scripted.stack.call(call()).await.unwrap_err();
+        assert!(matches!(error.kind, CallErrorKind::Exhausted), "it is known: {error}");
         assert!(error.to_string().contains("sealed"), "{error}");
         let asked = scripted.asked().len();
         assert!((1..=4).contains(&asked), "{asked}");
