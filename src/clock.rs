@@ -13,6 +13,10 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::time::Instant;
 
+pub use vault::{TimeSource, Told, VaultClock};
+
+mod vault;
+
 /// When a call must have its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline(Instant);
@@ -20,18 +24,6 @@ pub struct Deadline(Instant);
 /// Seconds since 1970-01-01T00:00:00Z.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UnixSeconds(pub i64);
-
-/// Vault's wall clock, learnt from its answers.
-#[derive(Debug, Default)]
-pub struct VaultClock {
-    anchor: Mutex<Option<Anchor>>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Anchor {
-    at: Instant,
-    vault: UnixSeconds,
-}
 
 /// Seeded randomness for delays; the same seed gives the same delays.
 #[derive(Debug)]
@@ -95,22 +87,6 @@ impl UnixSeconds {
     }
 }
 
-// === impl VaultClock ===
-
-impl VaultClock {
-    /// Takes `vault` for Vault's time at this moment.
-    pub fn learn(&self, vault: UnixSeconds) {
-        let anchor = Anchor { at: Instant::now(), vault };
-        *self.anchor.lock().expect("no code panics while it holds this lock") = Some(anchor);
-    }
-
-    /// Vault's time now, or `None` while no answer has told it.
-    pub fn now(&self) -> Option<UnixSeconds> {
-        let anchor = *self.anchor.lock().expect("no code panics while it holds this lock");
-        anchor.map(|a| a.vault.plus(a.at.elapsed()))
-    }
-}
-
 // === impl Jitter ===
 
 impl Jitter {
@@ -134,6 +110,11 @@ impl Jitter {
         span.mul_f64(1.0 + 0.1 * self.unit())
     }
 
+    /// Between half of `span` and all of it: for tries that a whole fleet begins at once.
+    pub fn half(&self, span: Duration) -> Duration {
+        self.full(span / 2) + span / 2
+    }
+
     /// Anything between nothing and `span` ("full jitter"); `span` when jitter is off.
     pub fn full(&self, span: Duration) -> Duration {
         let mut random = self.random.lock().expect("no code panics while it holds this lock");
@@ -152,15 +133,6 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn vaults_clock_goes_on_by_monotonic_time() {
-        let clock = VaultClock::default();
-        assert_eq!(clock.now(), None);
-        clock.learn(UnixSeconds(1_000));
-        tokio::time::advance(Duration::from_secs(90)).await;
-        assert_eq!(clock.now(), Some(UnixSeconds(1_090)));
-    }
-
-    #[tokio::test(start_paused = true)]
     async fn a_deadline_that_has_passed_leaves_nothing() {
         let deadline = Deadline::after(Duration::from_secs(3));
         tokio::time::advance(Duration::from_secs(2)).await;
@@ -176,7 +148,11 @@ mod tests {
             let delay = a.around(Duration::from_secs(10));
             assert_eq!(delay, b.around(Duration::from_secs(10)));
             assert!(delay >= Duration::from_secs(9) && delay <= Duration::from_secs(11));
+            let half = a.half(Duration::from_secs(10));
+            assert_eq!(half, b.half(Duration::from_secs(10)));
+            assert!(half >= Duration::from_secs(5) && half <= Duration::from_secs(10));
         }
+        assert_eq!(Jitter::off().half(Duration::from_secs(10)), Duration::from_secs(10));
         assert_eq!(Jitter::off().around(Duration::from_secs(10)), Duration::from_secs(10));
     }
 }

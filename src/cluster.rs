@@ -26,6 +26,7 @@ pub mod http;
 pub mod operation;
 pub(crate) mod path;
 pub mod pool;
+pub mod probe;
 pub mod retry;
 pub mod stack;
 #[cfg(test)]
@@ -59,6 +60,11 @@ pub trait Transport: Send + Sync + 'static {
     fn faults(&self) -> String {
         String::new()
     }
+
+    /// Vault's wall clock, where this learns it by itself; it learns from answers too.
+    fn clock(&self) -> Arc<VaultClock> {
+        Arc::default()
+    }
 }
 
 /// Addresses that share one storage, so one token and one key material.
@@ -85,6 +91,10 @@ impl Transport for Stack {
         });
         faults.collect::<Vec<_>>().join("; ")
     }
+
+    fn clock(&self) -> Arc<VaultClock> {
+        Self::clock(self)
+    }
 }
 
 // === impl Cluster ===
@@ -97,9 +107,12 @@ impl Cluster {
         transport: Arc<dyn Transport>,
         jitter: Arc<Jitter>,
     ) -> Arc<Self> {
-        let clock = Arc::new(VaultClock::default());
+        let clock = transport.clock();
         let link = authenticate::Link::new(&settings, &transport, &clock);
-        let (token, keeper) = token::keep(auth::method(&settings), link, jitter);
+        let (token, keeper) = {
+            let method = auth::method(&settings, &link);
+            token::keep(&settings, method, link, jitter)
+        };
         Arc::new(Self { settings, transport, clock, token, keeper })
     }
 

@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 use futures_util::future;
 
-use crate::clock::Deadline;
-use crate::config::settings::{KekName, KeyringSettings, VerifyEncrypt};
+use crate::clock::{Deadline, UnixSeconds};
+use crate::config::settings::{KekName, KekSettings, KeyringSettings, VerifyEncrypt};
 use crate::secret::Plaintext;
 use crate::task::OwnedTask;
 use crate::transit::{Refusal, TransitError, VaultCiphertext};
@@ -53,6 +53,11 @@ pub struct KekReadiness {
     pub primary: bool,
     /// Its metadata was read and, for the first one, its active version proven; or why not.
     pub result: Result<(), KeyringError>,
+}
+
+/// The key_id of a version of `kek` that Vault says was created at `created`.
+pub fn key_id_of(kek: &KekSettings, version: u32, created: UnixSeconds) -> KeyId {
+    key_id::of(kek, version, created)
 }
 
 /// The annotation that names the KEK in a v2 answer.
@@ -248,7 +253,7 @@ impl Keyring {
     /// What v2 Status may say now; from memory, never from Vault.
     ///
     /// # Errors
-    /// When the key was never seen, or is known to be lost.
+    /// When the key was never seen, not even by an earlier process, or is known to be lost.
     pub fn status(&self) -> Result<StatusReport, KeyringError> {
         let (healthz, key_id) = self.primary()?.core().status(&self.settings.status)?;
         Ok(StatusReport { healthz, key_id })

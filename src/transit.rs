@@ -56,6 +56,11 @@ pub trait TransitKey: fmt::Debug + Send + Sync + 'static {
 
     /// The cluster that it lives in.
     fn cluster(&self) -> &ClusterName;
+
+    /// What keeps every verb waiting right now, if it is known before one of them fails.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
 }
 
 /// A ciphertext as Transit writes it: `vault:vN:<base64>`, with a well-formed version and

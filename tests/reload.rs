@@ -61,7 +61,7 @@ async fn keys_change_places_in_the_middle_of_calls_and_no_call_fails() -> lab::R
         "6 reloads in the middle of calls: {good} good, {failed} failed, slowest {slowest:.0?}"
     );
     println!("new ciphertexts by key: {:?}", seen.made_by);
-    assert!(seen.failures.is_empty(), "{}", seen.failures.join("\n"));
+    assert!(seen.failures.is_empty(), "{}", seen.failures_told());
     let makers: Vec<_> = seen.made_by.keys().map(String::as_str).collect();
     assert_eq!(makers, ["kube-2025:v1", "kube-2026:v1"]);
     assert_eq!(daemon.metric("vault_kms_proxy_reloads_total", "result=\"ok\"").await?, 6.0);

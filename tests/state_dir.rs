@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use lab::{Daemon, DevNode, eventually};
-use serde_json::Value;
+use lab::{Cluster, Config, Daemon, DevNode, eventually};
+use serde_json::{Value, json};
+use tonic::Code;
 
 const DAEMON: &str = env!("CARGO_BIN_EXE_vault-kms-proxy");
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -14,13 +15,13 @@ async fn the_active_version_is_left_for_the_next_run() -> lab::Result {
     bao.create_keys(&["kube"]).await?;
     let folder = tempfile::tempdir()?;
     let state = folder.path().join("state");
-    let file = state.join("activations.json");
+    let file = state.join("state.json");
     let config = bao.config(&["kube"]).await?.with("stateDir", state.display().to_string());
     let remembers = async |version: u64| {
         eventually("the state says so", PATIENCE, || async {
             let Ok(text) = std::fs::read(&file) else { return Ok(None) };
             let content: Value = serde_json::from_slice(&text)?;
-            Ok((content["keks"][0]["version"] == version).then_some(()))
+            Ok((content["keks"][0]["active"]["version"] == version).then_some(()))
         })
         .await
     };
@@ -53,4 +54,77 @@ async fn the_active_version_is_left_for_the_next_run() -> lab::Result {
     daemon.wait_for_log("The state cannot be kept", PATIENCE).await?;
     assert_eq!(daemon.kms().v2().wait_ok(PATIENCE).await?.key_id, second);
     Ok(())
+}
+
+/// kube-apiserver must not notice that the daemon was restarted while Vault is away: an error
+/// instead of the key_id would stop its writes.
+#[tokio::test]
+async fn a_restart_while_vault_is_away_still_names_the_key() -> lab::Result {
+    // One node with a disk: what it knew, it knows again after a restart.
+    let cluster = Cluster::builder().nodes(1).start().await?;
+    cluster.create_keys(&["kube"]).await?;
+    let state = tempfile::tempdir()?;
+    let config = cluster.config(&["kube"]).await?;
+    let config = config.with("stateDir", state.path().display().to_string());
+    let daemon = Daemon::start(DAEMON, &config).await?;
+    let key_id = daemon.kms().v2().wait_ok(PATIENCE).await?.key_id;
+    let is_kept = || async {
+        let text = std::fs::read_to_string(state.path().join("state.json"))?;
+        Ok((text.contains(&key_id) && text.contains("\"proven\": 1")).then_some(()))
+    };
+    eventually("the proof is kept", PATIENCE, is_kept).await?;
+    cluster.node(0).kill();
+    daemon.kill();
+
+    // Within the grace nobody's load balancer is emptied, not even by a restart.
+    let grace = |grace: &str| config.clone().with("status", json!({ "grace": grace }));
+    let status = status_after_restart(&grace("1h")).await?;
+    assert_eq!((status.healthz.as_str(), &status.key_id), ("ok", &key_id));
+
+    // After it the reason is told, with the key_id.
+    let daemon = Daemon::start(DAEMON, grace("1s")).await?;
+    let reason = eventually("the reason is known", PATIENCE, || async {
+        let status = daemon.kms().v2().status().await?;
+        Ok(status.healthz.contains("refused").then_some(status))
+    });
+    let reason = reason.await?;
+    println!("v2 Status: healthz {:?}, key_id {}", reason.healthz, reason.key_id);
+    assert_eq!(reason.key_id, key_id);
+    assert!(reason.healthz.contains("not proven for"), "{}", reason.healthz);
+    assert_eq!(daemon.admin_get("/readyz").await?.0, 503);
+    assert_eq!(daemon.admin_get("/livez").await?.0, 200);
+    assert!(daemon.kms().v2().encrypt(&[7; 32], "uid").await.is_err());
+    assert_eq!(daemon.stop().await?, 0);
+
+    let stay = json!({ "grace": "1s", "onOutage": "ok" });
+    let status = status_after_restart(&config.clone().with("status", stay)).await?;
+    assert_eq!((status.healthz.as_str(), &status.key_id), ("ok", &key_id));
+
+    // Another epoch means another key_id, which nobody has seen yet.
+    let other = config.clone().with("keyNames", json!([{ "name": "kube", "epoch": "2" }]));
+    let daemon = Daemon::start(DAEMON, other).await?;
+    daemon.wait_for_log("is about another key of this name", PATIENCE).await?;
+    let unknown = daemon.kms().v2().status().await.unwrap_err();
+    assert_ne!(unknown.code(), Code::Ok);
+    assert_eq!(daemon.stop().await?, 0);
+
+    let daemon = Daemon::start(DAEMON, &config).await?;
+    let answers = || async { Ok(Some(daemon.kms().v2().status().await?.key_id)) };
+    assert_eq!(eventually("Status answers", PATIENCE, answers).await?, key_id);
+    cluster.node(0).start().await?;
+    assert_eq!(daemon.kms().v2().wait_ok(PATIENCE).await?.key_id, key_id);
+    let made = daemon.kms().v2().encrypt(&[7; 32], "uid").await?;
+    assert_eq!(made.key_id, key_id);
+    Ok(())
+}
+
+/// What Status says right after a start with this configuration.
+async fn status_after_restart(config: &Config) -> lab::Result<lab::proto::v2::StatusResponse> {
+    let daemon = Daemon::start(DAEMON, config).await?;
+    let status = eventually("the first generation is built", PATIENCE, || async {
+        Ok(Some(daemon.kms().v2().status().await?))
+    });
+    let status = status.await?;
+    daemon.kill();
+    Ok(status)
 }

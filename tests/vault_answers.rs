@@ -13,7 +13,7 @@ use vault_kms_proxy::clock::{Deadline, Jitter};
 use vault_kms_proxy::cluster::tls::LoadedTls;
 use vault_kms_proxy::cluster::{Cluster, Stack};
 use vault_kms_proxy::config::settings::{
-    AppRoleSettings, AuthSettings, ClusterName, ClusterSettings, KekName, KekSettings,
+    AppRoleSettings, AuthSettings, ClusterName, ClusterSettings, KekName, KekSettings, SecretId,
     SecretSource, TlsSettings,
 };
 use vault_kms_proxy::secret::Plaintext;
@@ -35,9 +35,11 @@ fn cluster(node: &DevNode, auth: AuthSettings) -> Arc<Cluster> {
         name: ClusterName::try_new("bao").unwrap(),
         addresses: vec![node.address().parse().unwrap()],
         namespace: None,
+        auth_namespace: None,
         tls: TlsSettings { ca_file: Some(node.ca_file().to_owned()), ..TlsSettings::default() },
         auth,
         allow_plaintext: false,
+        token_cache: None,
     };
     let tls = LoadedTls::read(&settings.tls).unwrap();
     let jitter = Arc::new(Jitter::from_entropy());
@@ -82,7 +84,7 @@ async fn node_with_role(role: serde_json::Value) -> (DevNode, AuthSettings) {
     let auth = AuthSettings::AppRole(AppRoleSettings {
         mount: "approle".to_owned(),
         role_id: SecretSource::Inline(role.role_id.into()),
-        secret_id: Some(SecretSource::Inline(role.secret_id.into())),
+        secret_id: SecretId::Given(SecretSource::Inline(role.secret_id.into())),
     });
     (node, auth)
 }
@@ -231,7 +233,7 @@ async fn each_way_to_have_no_token_says_what_to_do() {
     let AuthSettings::AppRole(role) = auth else { panic!("it is an AppRole") };
     let secret = "0d1f2e3a-aaaa-bbbb-cccc-1234567890ab";
     let wrong_secret = AuthSettings::AppRole(AppRoleSettings {
-        secret_id: Some(SecretSource::Inline(secret.into())),
+        secret_id: SecretId::Given(SecretSource::Inline(secret.into())),
         ..role.clone()
     });
     let wrong_mount = AuthSettings::AppRole(AppRoleSettings { mount: "approl".to_owned(), ..role });

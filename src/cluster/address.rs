@@ -1,42 +1,55 @@
 //! One address of a cluster: its name, where it stands in the list, and what is known of it.
 
-use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use http::Uri;
 
-use super::breaker::BreakerPhase;
+use super::breaker::{BreakerPhase, BreakerReport};
 use super::operation::{AddressIndex, AddressName};
+use super::pool::members::Site;
+pub use latency::{Latency, UnderWay};
+pub use role::{Role, RoleCell};
 
-/// One base URL of a cluster.
+mod latency;
+mod role;
+
+/// One address of a cluster: a base URL, and the one IP address that it is dialled at.
 #[derive(Clone, Debug)]
 pub struct Address {
-    /// Its place in the configuration.
+    /// Its number in the pool.
     pub index: AddressIndex,
     /// Its public name.
     pub name: AddressName,
-    /// Scheme and authority.
+    /// The configured URL that it comes from; the same for all addresses of one host.
+    pub configured: AddressName,
+    /// Scheme and authority: what is asked for, and whose certificate is expected.
     pub url: Uri,
+    /// Where connections go; `None` dials the URL's own host.
+    pub peer: Option<SocketAddr>,
     /// How long its answers take.
     pub latency: Latency,
+    /// What its node is within its Vault cluster.
+    pub role: RoleCell,
 }
-
-/// How long an address takes to answer: a moving average that forgets within about eight
-/// answers. The seam for a picker by latency.
-#[derive(Clone, Default)]
-pub struct Latency(Arc<AtomicU64>);
 
 /// What an operator may want to know of an address.
 #[derive(Clone, Debug)]
 pub struct AddressStatus {
+    /// Its number in the pool.
+    pub index: AddressIndex,
     /// Its public name.
     pub name: AddressName,
+    /// What its node is within its Vault cluster.
+    pub role: Role,
+    /// The configured URL that it comes from.
+    pub configured: AddressName,
     /// What its breaker lets through.
     pub breaker: BreakerPhase,
     /// The last fault that counted, in words; gone when it answers again.
     pub last_fault: Option<String>,
+    /// Since when, how often and why its breaker left it out.
+    pub report: BreakerReport,
     /// How long its answers take; `None` before the first.
     pub latency: Option<Duration>,
 }
@@ -44,9 +57,24 @@ pub struct AddressStatus {
 // === impl Address ===
 
 impl Address {
-    /// The address at `url`, the `index`th of its cluster.
+    /// The address at `url`, whose host is dialled as it is.
     pub fn new(index: AddressIndex, url: Uri) -> Self {
-        Self { index, name: AddressName::of(&url), url, latency: Latency::default() }
+        let configured = AddressName::of(&url);
+        Self::at(index, Site { configured, url, peer: None })
+    }
+
+    /// The address at `site`.
+    pub fn at(index: AddressIndex, site: Site) -> Self {
+        let Site { configured, url, peer } = site;
+        let url_name = AddressName::of(&url);
+        let name = peer.map_or_else(|| url_name.clone(), |peer| url_name.at(peer.ip()));
+        let (latency, role) = (Latency::default(), RoleCell::default());
+        Self { index, name, configured, url, peer, latency, role }
+    }
+
+    /// Whether it is the address at `site`.
+    pub fn is_at(&self, site: &Site) -> bool {
+        self.url == site.url && self.peer == site.peer
     }
 
     /// Its host, for spans.
@@ -61,47 +89,9 @@ impl Address {
     }
 }
 
-// === impl Latency ===
-
-impl Latency {
-    /// Takes one answer's time into the average.
-    pub fn observe(&self, took: Duration) {
-        let new = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
-        // A lost race loses one sample, which an average can bear.
-        let old = self.0.load(Ordering::Relaxed);
-        let next = if old == 0 { new } else { old - old / 8 + new / 8 };
-        self.0.store(next.max(1), Ordering::Relaxed);
-    }
-
-    /// The average; `None` before the first answer.
-    pub fn average(&self) -> Option<Duration> {
-        let micros = self.0.load(Ordering::Relaxed);
-        (micros > 0).then(|| Duration::from_micros(micros))
-    }
-}
-
-impl fmt::Debug for Latency {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Latency({:?})", self.average())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_average_follows_its_samples() {
-        let latency = Latency::default();
-        assert_eq!(latency.average(), None);
-        latency.observe(Duration::from_millis(10));
-        assert_eq!(latency.average(), Some(Duration::from_millis(10)));
-        for _ in 0..64 {
-            latency.observe(Duration::from_millis(100));
-        }
-        let average = latency.average().unwrap();
-        assert!(average > Duration::from_millis(90) && average <= Duration::from_millis(100));
-    }
 
     #[test]
     fn the_port_is_the_schemes_when_the_url_names_none() {

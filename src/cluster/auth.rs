@@ -5,11 +5,16 @@
 //! the daemon runs.
 
 mod app_role;
+mod cert;
+mod jwt;
+mod kubernetes;
 mod token;
 mod token_file;
+mod userpass;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -18,8 +23,8 @@ use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncReadExt as _;
 use zeroize::Zeroizing;
 
-use super::operation::Operation;
-use super::{CallError, words};
+use super::authenticate::Link;
+use super::{CallError, Operation, Transport, Verb, path, words};
 use crate::config::settings::{AuthSettings, ClusterSettings, SecretSource};
 
 /// Longest file that is read for a secret.
@@ -27,6 +32,18 @@ const LONGEST_SECRET: u64 = 64 * 1024;
 
 /// How long a file may take to be read; a hung network mount must not hold the task.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What Vault says of a wrong secret, in lower case, and what to do about it.
+const REJECTED: [(&str, &str); 5] = [
+    ("invalid role or secret id", WRONG_SECRET_ID),
+    ("invalid secret id", WRONG_SECRET_ID),
+    ("invalid role id", WRONG_SECRET_ID),
+    ("invalid role_id", WRONG_SECRET_ID),
+    ("invalid username or password", "invalid user name or password; write the right one"),
+];
+
+const WRONG_SECRET_ID: &str = "invalid role or secret ID; the secret ID may have expired or been \
+                               used up: write a new one and check roleID and its mount";
 
 /// One way to get a token.
 pub(crate) trait Method: fmt::Debug + Send + Sync + 'static {
@@ -41,6 +58,34 @@ pub(crate) trait Method: fmt::Debug + Send + Sync + 'static {
 
     /// The files that it reads.
     fn files(&self) -> Vec<&Path>;
+
+    /// What tells its logins from those of other settings (mount, role), for whoever keeps
+    /// a token and must not offer it where it does not belong. No secret.
+    fn identity(&self) -> String {
+        self.name().to_owned()
+    }
+
+    /// Whether a login may be made only to see that it works. `role` is what Vault called
+    /// the role at the last login (`role_name`), when it did.
+    fn rehearsal<'a>(
+        &'a self,
+        _role: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<Rehearsal, AuthError>> {
+        Box::pin(std::future::ready(Ok(Rehearsal::Free)))
+    }
+}
+
+/// What a login costs that is made only to see that it works.
+#[derive(Debug)]
+pub(crate) enum Rehearsal {
+    /// Nothing.
+    Free,
+    /// Perhaps a use of a limited secret id: Vault's answer to this tells.
+    Ask(Operation),
+    /// Nobody can tell whether it costs a use of a limited secret id, so it is not made.
+    Unknown,
+    /// Something that is needed later, so it is not made; says what.
+    Costs(&'static str),
 }
 
 /// The first step to a token.
@@ -81,14 +126,23 @@ pub(crate) enum AuthError {
     /// What was to be sent can be no token.
     #[error("the token {0}")]
     NotAToken(&'static str),
-    /// `invalid role or secret ID`.
-    #[error(
-        "AppRole login refused ({address}): invalid role or secret ID; the secret ID may have \
-         expired or been used up: write a new one and check roleID and its mount"
-    )]
+    /// The secret itself is wrong. Vault locks a user or role out after a few of these.
+    #[error("{method} login refused ({address}): {what}")]
     Rejected {
+        /// The method.
+        method: &'static str,
         /// Who said so.
         address: String,
+        /// What is wrong, and what to do.
+        what: &'static str,
+    },
+    /// A wrapping token that gives no secret id.
+    #[error("cannot unwrap the secret ID: {why}; {remedy}")]
+    Wrapping {
+        /// What is wrong.
+        why: String,
+        /// What to do.
+        remedy: &'static str,
     },
     /// A login that Vault does not know how to take, or will not.
     #[error("{method} login refused ({address}): {said} (HTTP {status}); {remedy}")]
@@ -123,15 +177,69 @@ pub(crate) enum AuthError {
     Unreachable(#[source] CallError),
 }
 
-/// The method that `settings` name.
-pub(super) fn method(settings: &ClusterSettings) -> Box<dyn Method> {
+/// The method that `settings` name; `link` is for those that ask Vault something before
+/// they can log in.
+pub(super) fn method(settings: &ClusterSettings, link: &Link) -> Box<dyn Method> {
+    let namespace = settings.auth_namespace.clone();
     match &settings.auth {
         AuthSettings::Token(token) => Box::new(token::StaticToken::new(token.clone())),
         AuthSettings::TokenFile(path) => Box::new(token_file::TokenFile::new(path.clone())),
-        AuthSettings::AppRole(role) => {
-            Box::new(app_role::AppRole::new(role.clone(), settings.namespace.clone()))
+        AuthSettings::AppRole(role) => Box::new(app_role::AppRole::new(role.clone(), link.clone())),
+        AuthSettings::Kubernetes(role) => {
+            Box::new(kubernetes::Kubernetes::new(role.clone(), namespace))
         }
+        AuthSettings::Jwt(role) => Box::new(jwt::Jwt::new(role.clone(), namespace)),
+        AuthSettings::Cert(role) => {
+            Box::new(cert::Cert::new(role.clone(), settings.tls.client.clone(), namespace))
+        }
+        AuthSettings::Userpass(user) => Box::new(userpass::Userpass::new(user.clone(), namespace)),
     }
+}
+
+/// Whether a first login would use a wrapping token up: where the secret id in it was made,
+/// or why nobody can tell. `None` when nothing would be used up.
+pub(crate) async fn would_unwrap(
+    settings: &ClusterSettings,
+    transport: &Arc<dyn Transport>,
+) -> Option<Result<String, AuthError>> {
+    let AuthSettings::AppRole(role) = &settings.auth else { return None };
+    let link = Link::new(settings, transport, &Arc::default());
+    app_role::AppRole::new(role.clone(), link).would_unwrap().await
+}
+
+/// A login at `auth/<mount>/login<tail>` with these texts as its body.
+fn login(
+    mount: &str,
+    tail: &str,
+    namespace: Option<String>,
+    fields: &[(&'static str, &str)],
+) -> Operation {
+    Operation {
+        verb: Verb::Login,
+        method: http::Method::POST,
+        path: format!("/v1/auth/{}/login{tail}", path::encode(mount)),
+        namespace,
+        body: Some(body(fields)),
+    }
+}
+
+/// A JSON object of texts, in a buffer that does not grow and so leaves no smaller copy
+/// behind: a character takes six bytes at most.
+fn body(fields: &[(&'static str, &str)]) -> Zeroizing<Vec<u8>> {
+    let room = fields.iter().map(|(name, text)| name.len() + 6 * text.len() + 8).sum::<usize>();
+    let mut body = Zeroizing::new(Vec::with_capacity(room + 2));
+    body.push(b'{');
+    for (name, text) in fields {
+        if body.len() > 1 {
+            body.push(b',');
+        }
+        body.push(b'"');
+        body.extend_from_slice(name.as_bytes());
+        body.extend_from_slice(b"\":");
+        serde_json::to_writer(&mut *body, text).expect("a text always fits into memory as JSON");
+    }
+    body.push(b'}');
+    body
 }
 
 /// The digest of the files now; a file that cannot be read counts as empty.
@@ -184,6 +292,20 @@ async fn resolve(source: &SecretSource) -> Result<SecretString, AuthError> {
     }
 }
 
+/// A signed token (JWT) from `path`: three parts in base64url, with dots between.
+async fn read_jwt(path: &Path) -> Result<SecretString, AuthError> {
+    let token = read_secret(path).await?;
+    let is_encoded = |part: &str| {
+        !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+    };
+    let parts = token.expose_secret().split('.');
+    if parts.clone().count() == 3 && parts.clone().all(is_encoded) {
+        return Ok(token);
+    }
+    let why = "it holds no signed token (JWT), which is three parts with dots between".to_owned();
+    Err(AuthError::File { path: path.to_owned(), why })
+}
+
 /// A token that can be sent as an HTTP header, which every real one can.
 fn checked_token(token: SecretString) -> Result<SecretString, AuthError> {
     let text = token.expose_secret();
@@ -196,11 +318,24 @@ fn checked_token(token: SecretString) -> Result<SecretString, AuthError> {
     }
 }
 
+/// The name of a method at the head of a sentence.
+fn title(name: &'static str) -> &'static str {
+    match name {
+        "appRole" => "AppRole",
+        "kubernetes" => "Kubernetes",
+        "jwt" => "JWT",
+        "cert" => "Certificate",
+        "userpass" => "Userpass",
+        other => other,
+    }
+}
+
 // === impl AuthError ===
 
 impl AuthError {
     /// What a final answer to a login means.
     pub(crate) fn of_login(method: &'static str, answer: &super::Answer) -> Self {
+        let method = title(method);
         let Some(errors) = words::errors(&answer.body) else {
             return Self::Refused {
                 method,
@@ -213,24 +348,27 @@ impl AuthError {
         let text = errors.join("\n").to_ascii_lowercase();
         let address = answer.address.to_string();
         let status = answer.status.as_u16();
-        let is_rejected = [
-            "invalid role or secret id",
-            "invalid secret id",
-            "invalid role id",
-            "invalid role_id",
-        ]
-        .iter()
-        .any(|part| text.contains(part));
-        if status == 400 && is_rejected {
-            return Self::Rejected { address };
+        let rejected = REJECTED.iter().find(|(part, _)| text.contains(part));
+        if let (400, Some((_, what))) = (status, rejected) {
+            return Self::Rejected { method, address, what };
         }
+        let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
         let remedy = match status {
-            _ if text.contains("namespace") => "check `namespace`",
+            _ if has(&["namespace"]) => "check `namespace` and `auth.namespace`",
+            404 | 405 => "check that the auth method is mounted at the configured path",
+            _ if has(&["expired", "not yet valid"]) => {
+                "have whoever writes the token's file write a new one, and compare the clocks"
+            }
+            _ if has(&["certificate"]) => {
+                "check clientCert against the certificates and names that the role allows"
+            }
+            _ if has(&["role", "claim", "audience", "service account"]) => {
+                "check the name of the role, and what it allows"
+            }
             403 => {
                 "check that the auth method is mounted at the configured path, and that the role \
                  is not locked out after failed logins (for 15 minutes)"
             }
-            404 | 405 => "check that the auth method is mounted at the configured path",
             _ => "check the auth settings",
         };
         Self::Refused { method, address, said: words::shortened(&errors), status, remedy }

@@ -6,16 +6,18 @@
 //! repeated after a pause. The policy forbids it, in words that leave doubt: the token
 //! task asks Vault whether the token lives, and no login follows.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::header;
 use secrecy::SecretString;
+use tokio::time::Instant;
 
 use super::operation::AddressName;
 use super::token::{Settled, TokenHandle};
 use super::{Answer, Call, CallError, CallErrorKind, Operation, Transport, date};
-use crate::clock::{Deadline, VaultClock};
+use crate::clock::{Deadline, TimeSource, Told, VaultClock};
 use crate::config::settings::{ClusterName, ClusterSettings};
 
 /// Pauses before a call with a token younger than [`super::token::FRESH`] is repeated: a
@@ -75,6 +77,12 @@ pub(super) fn no_token(cluster: &ClusterName, why: String) -> CallError {
 
 // === impl Link ===
 
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
 impl Link {
     pub(super) fn new(
         settings: &ClusterSettings,
@@ -85,7 +93,7 @@ impl Link {
         let addresses: Vec<_> = names.map(|name| name.to_string()).collect();
         Self {
             name: settings.name.clone(),
-            namespace: settings.namespace.clone(),
+            namespace: settings.auth_namespace.clone(),
             addresses: addresses.join(", "),
             transport: Arc::clone(transport),
             clock: Arc::clone(clock),
@@ -104,7 +112,7 @@ impl Link {
         }
     }
 
-    /// The namespace of the cluster itself, where logins happen.
+    /// The namespace where logins happen and tokens live.
     pub(super) const fn namespace(&self) -> Option<&String> {
         self.namespace.as_ref()
     }
@@ -116,20 +124,17 @@ impl Link {
         token: Option<Arc<SecretString>>,
         deadline: Deadline,
     ) -> Result<Answer, CallError> {
+        let began = Instant::now();
         let answer = self.transport.call(Call { operation, token, deadline }).await?;
-        self.learn_time(&answer);
+        self.learn_time(&answer, began.elapsed());
         Ok(answer)
     }
 
-    /// `Date` is cut to the second and is as old as the answer's way here, so Vault's
-    /// clock is at least that late: only a later time, or one that differs by more than
-    /// the cut explains, is news.
-    fn learn_time(&self, answer: &Answer) {
+    fn learn_time(&self, answer: &Answer, took: Duration) {
         let date = answer.headers.get(header::DATE).and_then(|value| value.to_str().ok());
-        let Some(vault) = date.and_then(date::http) else { return };
-        let is_news = self.clock.now().is_none_or(|now| vault > now || vault.0 < now.0 - 1);
-        if is_news {
-            self.clock.learn(vault);
+        if let Some(time) = date.and_then(date::http) {
+            let node = answer.address.as_str();
+            self.clock.learn(Told { node, time, took, source: TimeSource::Date });
         }
     }
 }

@@ -1,10 +1,12 @@
 //! Leaves an address out while it keeps failing.
 //!
 //! ```text
-//!            faults in a row, or one that ejects
+//!            faults in a row, too many of late,
+//!            or one that ejects
 //!   closed ──────────────────────────────────────► open ◄────────┐
-//!     ▲                                             │ time is up │ trial fails
-//!     │               trial succeeds                ▼            │
+//!     ▲                                             │ time is up │ trial fails, or
+//!     │                                             │ and a good │ a bad probe when
+//!     │               trial succeeds                ▼ probe came │ time is up
 //!     └───────────────────────────────────────── half-open ──────┘
 //! ```
 //!
@@ -13,6 +15,12 @@
 //! pool's decision, which reads [`BreakerState`] to choose. Only faults of the address
 //! count: not a caller who went away (the future is dropped), not a hedge's loser
 //! ([`Fate`](super::operation::Fate)), and not what was sent before the last change.
+//!
+//! A caller is not sent to see whether a dead node is back: a probe goes first
+//! ([`BreakerState::probe_wanted`]), and only a good one lets a trial through. Two things
+//! do without it, so that no breaker stays open for ever: a prober that reports nothing
+//! ([`BreakerPolicy::probe_patience`]), and a pool that has no other address
+//! ([`BreakerState::trial_within`]).
 
 use std::task::{Context, Poll, ready};
 
@@ -23,10 +31,15 @@ use tower::{Layer, Service};
 
 use super::error::AttemptError;
 use super::operation::{Answer, Attempt};
-use state::Permit;
-pub use state::{BreakerPhase, BreakerPolicy, BreakerState, Witness};
+use permit::Permit;
+pub use permit::Witness;
+pub use policy::{BreakerPhase, BreakerPolicy, BreakerReport, OpenReason};
+pub use state::BreakerState;
 
+mod permit;
+mod policy;
 mod state;
+mod window;
 
 /// Puts services behind one breaker.
 #[derive(Clone, Debug)]

@@ -303,6 +303,7 @@ where
             reason: AttemptReason::Hedge,
             tried,
             is_second_opinion: self.opinion_at.is_some(),
+            needs_active: self.first.needs_active,
             fate: Fate::default(),
         };
         let Ok(flight) = self.pool.call(attempt).await else { return false };

@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 use crate::clock::Deadline;
 
 /// One thing to ask of Vault. Every operation may be repeated and sent to several
-/// addresses at once, but for a [`Verb::Login`] whose secret is used up by it.
+/// addresses at once, but for those that can use a secret up; see [`Self::repeatable`].
 #[derive(Clone)]
 pub struct Operation {
     /// What it is, for metrics, spans and verdicts.
@@ -40,10 +40,16 @@ pub enum Verb {
     ReadKey,
     /// Any auth method's login.
     Login,
+    /// `sys/wrapping/lookup`: what a wrapping token wraps.
+    LookupWrapping,
+    /// `sys/wrapping/unwrap`, with the wrapping token as the token.
+    Unwrap,
     /// `auth/token/lookup-self`.
     LookupSelf,
     /// `auth/token/renew-self`.
     RenewSelf,
+    /// `auth/token/revoke-self`.
+    RevokeSelf,
     /// `sys/capabilities-self`.
     Capabilities,
     /// `sys/health`.
@@ -77,6 +83,9 @@ pub struct Attempt {
     /// Another address has answered the call already, with what may be stale, so that the
     /// silence of this one is not waited for to the end.
     pub is_second_opinion: bool,
+    /// It is for the active node, where that can be asked: only that one knows for certain
+    /// what was changed a moment ago.
+    pub needs_active: bool,
     /// Whether its outcome still counts; shared by the hedge and the breaker.
     pub fate: Fate,
 }
@@ -98,15 +107,20 @@ pub enum AttemptReason {
     Hedge,
 }
 
-/// Some of a cluster's addresses, by their index in the pool (at most 64 addresses).
+/// How many addresses a cluster can have: as many as an [`AddressSet`] holds.
+pub const MAX_ADDRESSES: usize = 64;
+
+/// Some of a cluster's addresses, by their index in the pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AddressSet(u64);
 
-/// An address's index in its pool.
+/// An address's index in its pool, below [`MAX_ADDRESSES`]: its number for as long as it is
+/// there, and of no other address while a call may remember it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AddressIndex(pub u8);
 
-/// The public name of an address: scheme, host and port, without credentials.
+/// The public name of an address: scheme, host and port, without credentials; and the IP
+/// address, when it is one of those that the host resolves to.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct AddressName(Arc<str>);
 
@@ -172,8 +186,14 @@ impl fmt::Debug for Operation {
 impl Operation {
     /// Whether it may be sent again, or to two addresses at once, after a server may have
     /// seen it. A login may not: it can use up a secret id that is good for so many uses.
+    /// Nor may an unwrap, which Vault answers once.
     pub const fn repeatable(&self) -> bool {
-        !matches!(self.verb, Verb::Login)
+        !matches!(self.verb, Verb::Login | Verb::Unwrap)
+    }
+
+    /// Whether it changes what Vault keeps, so that a standby can only hand it on.
+    pub const fn writes(&self) -> bool {
+        matches!(self.verb, Verb::Login | Verb::RenewSelf)
     }
 }
 
@@ -187,8 +207,11 @@ impl Verb {
             Self::Decrypt => "decrypt",
             Self::ReadKey => "read_key",
             Self::Login => "login",
+            Self::LookupWrapping => "lookup_wrapping",
+            Self::Unwrap => "unwrap",
             Self::LookupSelf => "lookup_self",
             Self::RenewSelf => "renew_self",
+            Self::RevokeSelf => "revoke_self",
             Self::Capabilities => "capabilities",
             Self::Health => "health",
             Self::Read => "read",
@@ -210,13 +233,14 @@ impl fmt::Debug for Call {
 
 impl fmt::Debug for Attempt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { call, number, reason, tried, is_second_opinion, fate: _ } = self;
+        let Self { call, number, reason, tried, is_second_opinion, needs_active, fate: _ } = self;
         f.debug_struct("Attempt")
             .field("call", call)
             .field("number", number)
             .field("reason", reason)
             .field("tried", tried)
             .field("is_second_opinion", is_second_opinion)
+            .field("needs_active", needs_active)
             .finish_non_exhaustive()
     }
 }
@@ -273,6 +297,17 @@ impl AddressSet {
         self.0.count_ones() as usize
     }
 
+    /// Whether every address of `other` is in it.
+    pub const fn covers(self, other: Self) -> bool {
+        other.0 & !self.0 == 0
+    }
+
+    /// The lowest index that is not in it.
+    pub const fn first_missing(self) -> Option<AddressIndex> {
+        let index = self.0.trailing_ones();
+        if index < u64::BITS { Some(AddressIndex(index as u8)) } else { None }
+    }
+
     /// Whether none is.
     pub const fn is_empty(self) -> bool {
         self.0 == 0
@@ -286,8 +321,22 @@ impl AddressName {
     pub fn of(url: &http::Uri) -> Self {
         let scheme = url.scheme_str().unwrap_or("https");
         let host = url.host().unwrap_or_default();
+        if scheme.starts_with("srv+") {
+            return Self(format!("{scheme}://{host}").into()); // DNS says the ports
+        }
         let port = url.port_u16().unwrap_or(if scheme == "http" { 80 } else { 443 });
         Self(format!("{scheme}://{host}:{port}").into())
+    }
+
+    /// The same at one of the IP addresses of its host.
+    #[must_use]
+    pub fn at(&self, ip: std::net::IpAddr) -> Self {
+        Self(format!("{self} ({ip})").into())
+    }
+
+    /// The name for an index that no address has.
+    pub fn nobody(index: AddressIndex) -> Self {
+        Self(format!("address {}", index.0).into())
     }
 
     /// As text.

@@ -2,8 +2,7 @@
 //!
 //! The pool's response is not an answer but an attempt under way ([`InFlight`]), so that
 //! the hedge above knows from which moment an address is silent and which one it is. No
-//! choice here is random: [`order`] says for every situation which address comes first
-//! and can be read aloud.
+//! choice is random: [`order`] says for every situation which address comes first.
 
 use std::fmt;
 use std::future::Future;
@@ -19,10 +18,15 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::time::Instant;
 use tower::{Layer as _, Service, ServiceExt as _};
 
-use super::address::Address;
-use super::breaker::{Breaker, BreakerLayer, BreakerPhase, BreakerState, Witness};
+use super::address::{Address, Role, UnderWay};
+use super::breaker::{Breaker, BreakerLayer, BreakerState, Witness};
 use super::error::{AttemptError, Fault};
 use super::operation::{AddressIndex, AddressSet, Answer, Attempt, AttemptReason, Fate};
+use members::{Members, Roster};
+pub use order::{Candidate, Standing, Wanted, order};
+
+pub mod members;
+mod order;
 
 /// With no usable address, each is tried once in this time, whatever its breaker says.
 const PARKED_TRIAL: Duration = Duration::from_secs(1);
@@ -30,34 +34,13 @@ const PARKED_TRIAL: Duration = Duration::from_secs(1);
 /// No address is preferred.
 const NONE: u8 = u8::MAX;
 
-/// What [`order`] knows of an address. Tier (the KEK's cluster order), probed role and
-/// latency take their places here, between standing and preference.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Candidate {
-    /// Which one it is.
-    pub index: AddressIndex,
-    /// What its breaker says.
-    pub standing: Standing,
-}
-
-/// What a breaker means for the choice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// Closed: it serves.
-    Sound,
-    /// Open, and its trial is due.
-    TrialDue,
-    /// Open or on trial: not ready.
-    LeftOut,
-}
-
 /// The addresses of a cluster behind their breakers.
 pub struct Pool<S> {
     shared: Arc<Shared<S>>,
 }
 
 struct Shared<S> {
-    endpoints: Vec<Endpoint<S>>,
+    members: Members<S>,
     /// The address that answered last.
     preferred: Arc<AtomicU8>,
 }
@@ -71,6 +54,8 @@ pub struct Endpoint<S> {
     pub breaker: BreakerState,
     /// The way to it, below the breaker.
     pub service: S,
+    /// The same without those who watch the calls: for probes.
+    pub transport: S,
 }
 
 /// What the retry layer may know of the pool.
@@ -79,6 +64,10 @@ pub trait Outlook: Send + Sync + 'static {
     fn all(&self) -> AddressSet;
     /// Whether an address outside `tried` serves.
     fn has_sound_beside(&self, tried: AddressSet) -> bool;
+    /// The active node's address, where one is known and serves.
+    fn active(&self) -> Option<AddressIndex> {
+        None
+    }
     /// Those that do not serve, and why.
     fn left_out(&self) -> Vec<AttemptError>;
 }
@@ -90,6 +79,7 @@ pub struct InFlight {
     began: Instant,
     fate: Fate,
     preferred: Arc<AtomicU8>,
+    _under_way: UnderWay,
     answering: BoxFuture<'static, Result<Answer, AttemptError>>,
 }
 
@@ -112,41 +102,13 @@ pub struct NoAddress {
     pub left_out: Vec<AttemptError>,
 }
 
-// === order ===
-
-/// The order in which `candidates` are asked to take an attempt:
-///
-/// 1. those that this call has not been to,
-/// 2. by standing: a due trial first where a sound address can be asked in the same moment
-///    (`carries_trial`), sound ones, due trials, those left out,
-/// 3. the address that answered last,
-/// 4. the configuration's order.
-pub fn order(
-    candidates: &[Candidate],
-    tried: AddressSet,
-    preferred: Option<AddressIndex>,
-    carries_trial: bool,
-) -> Vec<AddressIndex> {
-    let rank = |standing| match standing {
-        Standing::TrialDue if carries_trial => 0,
-        Standing::Sound => 1,
-        Standing::TrialDue => 2,
-        Standing::LeftOut => 3,
-    };
-    let mut order = candidates.to_vec();
-    order.sort_by_key(|c| {
-        (tried.contains(c.index), rank(c.standing), Some(c.index) != preferred, c.index)
-    });
-    order.into_iter().map(|c| c.index).collect()
-}
-
 // === impl Pool ===
 
 impl<S> Pool<S> {
-    /// A pool of `endpoints`, whose indices are their places in the list.
-    pub fn new(endpoints: Vec<Endpoint<S>>) -> Self {
+    /// A pool of `members`.
+    pub fn new(members: Members<S>) -> Self {
         let preferred = Arc::new(AtomicU8::new(NONE));
-        Self { shared: Arc::new(Shared { endpoints, preferred }) }
+        Self { shared: Arc::new(Shared { members, preferred }) }
     }
 
     /// A view for the retry layer.
@@ -192,54 +154,68 @@ where
 {
     async fn send(self: Arc<Self>, attempt: Attempt) -> Result<InFlight, NoAddress> {
         let is_hedge = attempt.reason == AttemptReason::Hedge;
-        let order = self.order_for(&attempt);
-        for index in &order {
-            if is_hedge && attempt.tried.contains(*index) {
+        let roster = self.members.roster();
+        for endpoint in self.ordered(&roster, &attempt) {
+            if is_hedge && attempt.tried.contains(endpoint.address.index) {
                 break; // a hedge is for another address
             }
-            let mut service = self.service(*index);
+            let mut service = service(endpoint);
             if let Some(Ok(_)) = service.ready().now_or_never() {
-                return Ok(self.dispatch(*index, service, attempt));
+                return Ok(self.dispatch(endpoint.address.clone(), service, attempt));
             }
         }
         if is_hedge {
             return Err(NoAddress { left_out: Vec::new() });
         }
-        self.park(&order, attempt).await
+        self.park(attempt).await
     }
 
     /// No address is usable. The call waits for the first that lets it through, which is
-    /// better than to fail: most such times are an election and end within seconds.
-    async fn park(&self, order: &[AddressIndex], attempt: Attempt) -> Result<InFlight, NoAddress> {
-        for endpoint in &self.endpoints {
-            endpoint.breaker.trial_within(PARKED_TRIAL);
-        }
-        let mut waiting: FuturesUnordered<_> = order
-            .iter()
-            .map(|index| {
-                let (index, service) = (*index, self.service(*index));
-                service.ready_oneshot().map(move |ready| (index, ready))
-            })
-            .collect();
+    /// better than to fail: most such times are an election and end within seconds. An
+    /// address that comes now may be it.
+    async fn park(&self, attempt: Attempt) -> Result<InFlight, NoAddress> {
+        let mut changes = self.members.changes();
         let first_ready = async {
             loop {
-                match waiting.next().await {
-                    Some((index, Ok(service))) => return Some((index, service)),
-                    Some((_, Err(_))) => {}
-                    None => return None,
+                changes.forget();
+                let roster = self.members.roster();
+                for endpoint in roster.iter() {
+                    endpoint.breaker.trial_within(PARKED_TRIAL);
+                }
+                tokio::select! {
+                    Some(ready) = self.first_ready(&roster, &attempt) => return ready,
+                    () = changes.next() => {}
                 }
             }
         };
         let deadline = attempt.call.deadline.instant();
         match tokio::time::timeout_at(deadline, first_ready).await {
-            Ok(Some((index, service))) => Ok(self.dispatch(index, service, attempt)),
-            Ok(None) | Err(_) => Err(NoAddress { left_out: self.left_out() }),
+            Ok((address, service)) => Ok(self.dispatch(address, service, attempt)),
+            Err(_) => Err(NoAddress { left_out: self.left_out() }),
         }
     }
 
-    fn dispatch(&self, index: AddressIndex, mut service: Breaker<S>, attempt: Attempt) -> InFlight {
+    async fn first_ready(
+        &self,
+        roster: &Roster<S>,
+        attempt: &Attempt,
+    ) -> Option<(Address, Breaker<S>)> {
+        let order = self.ordered(roster, attempt).into_iter();
+        let mut waiting: FuturesUnordered<_> = order
+            .map(|endpoint| service(endpoint).ready_oneshot().map(move |ready| (endpoint, ready)))
+            .collect();
+        while let Some((endpoint, ready)) = waiting.next().await {
+            if let Ok(service) = ready {
+                return Some((endpoint.address.clone(), service));
+            }
+        }
+        None
+    }
+
+    fn dispatch(&self, address: Address, mut service: Breaker<S>, attempt: Attempt) -> InFlight {
         InFlight {
-            address: self.endpoints[usize::from(index.0)].address.clone(),
+            _under_way: address.latency.begin(),
+            address,
             witness: service.witness(),
             began: Instant::now(),
             fate: attempt.fate.clone(),
@@ -248,38 +224,52 @@ where
         }
     }
 
-    fn order_for(&self, attempt: &Attempt) -> Vec<AddressIndex> {
-        let candidates: Vec<_> = self
-            .endpoints
-            .iter()
-            .map(|e| Candidate { index: e.address.index, standing: standing(&e.breaker) })
-            .collect();
-        let has_sound = candidates.iter().any(|c| c.standing == Standing::Sound);
-        let carries_trial = has_sound
-            && attempt.reason == AttemptReason::First
-            && attempt.call.operation.repeatable();
+    fn ordered<'a>(&self, roster: &'a Roster<S>, attempt: &Attempt) -> Vec<&'a Endpoint<S>> {
+        let active = active(roster);
+        let candidates: Vec<_> =
+            roster.iter().map(|e| Candidate::of(&e.address, &e.breaker, active)).collect();
+        let has_sound = roster.iter().any(Endpoint::is_sound);
         let preferred = match self.preferred.load(Ordering::Relaxed) {
             NONE => None,
             index => Some(AddressIndex(index)),
         };
-        order(&candidates, attempt.tried, preferred, carries_trial)
+        let wanted = Wanted {
+            tried: attempt.tried,
+            preferred,
+            carries_trial: has_sound
+                && attempt.reason == AttemptReason::First
+                && attempt.call.operation.repeatable(),
+            needs_active: attempt.needs_active || attempt.call.operation.writes(),
+        };
+        let order = order(&candidates, &wanted);
+        order.into_iter().filter_map(|index| roster.get(index)).collect()
     }
+}
 
-    fn service(&self, index: AddressIndex) -> Breaker<S> {
-        let endpoint = &self.endpoints[usize::from(index.0)];
-        BreakerLayer::new(endpoint.breaker.clone()).layer(endpoint.service.clone())
-    }
+fn service<S: Clone>(endpoint: &Endpoint<S>) -> Breaker<S> {
+    BreakerLayer::new(endpoint.breaker.clone()).layer(endpoint.service.clone())
+}
+
+/// The active node's address. Two nodes may call themselves active for a moment; the one
+/// that said so last is.
+fn active<S>(roster: &Roster<S>) -> Option<AddressIndex> {
+    let claims = |e: &&Endpoint<S>| e.is_sound() && e.address.role.get() == Role::Active;
+    let active = roster.iter().filter(claims).max_by_key(|e| e.address.role.told_at());
+    active.map(|e| e.address.index)
 }
 
 impl<S: Send + Sync + 'static> Outlook for Shared<S> {
     fn all(&self) -> AddressSet {
-        self.endpoints.iter().fold(AddressSet::default(), |set, e| set.with(e.address.index))
+        self.members.roster().indices()
     }
 
     fn has_sound_beside(&self, tried: AddressSet) -> bool {
-        self.endpoints
-            .iter()
-            .any(|e| !tried.contains(e.address.index) && standing(&e.breaker) == Standing::Sound)
+        let roster = self.members.roster();
+        roster.iter().any(|e| !tried.contains(e.address.index) && e.is_sound())
+    }
+
+    fn active(&self) -> Option<AddressIndex> {
+        active(&self.members.roster())
     }
 
     fn left_out(&self) -> Vec<AttemptError> {
@@ -287,22 +277,23 @@ impl<S: Send + Sync + 'static> Outlook for Shared<S> {
             address: endpoint.address.name.clone(),
             index: endpoint.address.index,
             fault: Fault::BreakerOpen {
-                last_fault: endpoint.breaker.last_fault().unwrap_or_default(),
+                last_fault: endpoint
+                    .breaker
+                    .last_fault()
+                    .unwrap_or_else(|| endpoint.address.role.get().to_string()),
             },
         };
-        self.endpoints
-            .iter()
-            .filter(|e| standing(&e.breaker) != Standing::Sound)
-            .map(error)
-            .collect()
+        let roster = self.members.roster();
+        roster.iter().filter(|e| !e.is_sound()).map(error).collect()
     }
 }
 
-fn standing(breaker: &BreakerState) -> Standing {
-    match breaker.phase() {
-        BreakerPhase::Closed => Standing::Sound,
-        _ if breaker.is_trial_due() => Standing::TrialDue,
-        BreakerPhase::Open | BreakerPhase::HalfOpen => Standing::LeftOut,
+// === impl Endpoint ===
+
+impl<S> Endpoint<S> {
+    /// Whether it serves: by its breaker, and by its node's role.
+    pub fn is_sound(&self) -> bool {
+        self.address.role.get().can_serve() && Standing::of(&self.breaker) == Standing::Sound
     }
 }
 
@@ -338,6 +329,7 @@ impl InFlight {
     /// of it now does not. (Where every address is slow alike, none is silent.)
     pub fn lose(&self, took: Duration, patience: Duration) {
         let lasted = self.began.elapsed();
+        self.address.latency.waited(lasted);
         self.fate.give_up();
         if lasted >= took + patience
             && let Some(witness) = &self.witness
@@ -381,6 +373,3 @@ impl Landed {
         self.result
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -33,6 +33,7 @@ use crate::telemetry::metrics::{self, Metric};
 use progress::Progress;
 
 mod progress;
+mod settle;
 
 /// The first wait between two rounds over the addresses; it doubles with each.
 const BACKOFF_AT_FIRST: Duration = Duration::from_millis(100);
@@ -185,7 +186,7 @@ impl Shared {
         if progress.met(|fault| matches!(fault, Fault::Unsendable(_))) {
             return Some(CallErrorKind::Exhausted);
         }
-        if let Some(end) = self.settled(progress) {
+        if let Some(end) = settle::settled(&*self.outlook, progress) {
             return Some(end);
         }
         if call.deadline.has_passed() {
@@ -195,28 +196,6 @@ impl Shared {
             !call.operation.repeatable() && progress.met(Fault::may_have_been_served);
         let is_spent = progress.sent >= MAX_ATTEMPTS;
         (must_not_repeat || is_spent).then_some(CallErrorKind::Exhausted)
-    }
-
-    /// What the addresses' last words come to, if they settle the call.
-    fn settled(&self, progress: &mut Progress) -> Option<CallErrorKind> {
-        let all = self.outlook.all();
-        let words = progress.last_words();
-        let is_untried_left = self.outlook.has_sound_beside(progress.tried);
-        if !words.refused.is_empty() {
-            let is_enough = words.refused.len() > 1 || !is_untried_left;
-            return is_enough.then_some(CallErrorKind::TokenRefused);
-        }
-        if words.stale == all {
-            return progress.take_stale_answer().map(CallErrorKind::Agreed);
-        }
-        let is_hopeless = !is_untried_left && words.later.is_empty();
-        if words.stale.is_empty() || words.stale != words.repeated || !is_hopeless {
-            return None;
-        }
-        let unasked = self.outlook.left_out().into_iter();
-        let heard = words.stale.union(words.faulty);
-        progress.failed.extend(unasked.filter(|a| !heard.contains(a.index)));
-        Some(CallErrorKind::Undecided)
     }
 
     /// Waits until the next repeat may go, or says why none may.

@@ -13,17 +13,18 @@ use super::error::{AttemptError, CallError};
 use super::hedge::{HedgeLayer, RecentLatency};
 use super::http::Http;
 use super::operation::{
-    AddressIndex, AddressSet, Answer, Attempt, AttemptReason, Call, Classify, Fate,
+    AddressIndex, AddressName, AddressSet, Answer, Attempt, AttemptReason, Call, Classify, Fate,
+    MAX_ADDRESSES,
 };
+use super::pool::members::Members;
 use super::pool::{Endpoint, Pool};
+use super::probe::{ProbePolicy, Watch, probe_all};
 use super::retry::RetryLayer;
 use super::tls::LoadedTls;
 use super::trace::TraceLayer;
-use crate::clock::Jitter;
+use crate::clock::{Jitter, VaultClock};
 use crate::config::settings::{ClusterName, ClusterSettings};
-
-/// As many as an [`AddressSet`] holds.
-const MAX_ADDRESSES: usize = 64;
+use crate::task::OwnedTask;
 
 type ToOneAddress = BoxCloneSyncService<Attempt, Answer, AttemptError>;
 
@@ -31,7 +32,9 @@ type ToOneAddress = BoxCloneSyncService<Attempt, Answer, AttemptError>;
 #[derive(Clone)]
 pub struct Stack {
     service: BoxCloneSyncService<Call, Answer, CallError>,
-    endpoints: Arc<[Endpoint<ToOneAddress>]>,
+    members: Members<ToOneAddress>,
+    watch: Arc<Watch>,
+    _probes: Option<Arc<OwnedTask>>,
 }
 
 /// Settings that make no transport.
@@ -51,7 +54,8 @@ pub enum StackError {
 // === impl Stack ===
 
 impl Stack {
-    /// The transport to the addresses of `settings`. Nothing is dialled before a call.
+    /// The transport to the addresses of `settings`, which are probed from now on. To be
+    /// called within a tokio runtime.
     ///
     /// # Errors
     /// When there is no address, or too many, or one without scheme and host.
@@ -79,7 +83,8 @@ impl Stack {
             let http = Http::new(address.clone(), tls);
             endpoints.push(Self::endpoint(cluster, address, http, &classify, &jitter));
         }
-        Ok(Self::over(cluster, endpoints, &jitter))
+        let members = Members::fixed(cluster.clone(), endpoints);
+        Ok(Self::over(cluster, members, &jitter, Some(ProbePolicy::default())))
     }
 
     /// The way to one address, from the pool down to `transport`.
@@ -111,17 +116,19 @@ impl Stack {
             .layer(TraceLayer::new(cluster.clone(), address.clone(), breaker.clone()))
             // an answer may mean that the address is unfit, so it becomes a fault here
             .layer(JudgeLayer::new(Arc::clone(classify), address.index))
-            .service(transport);
-        Endpoint { address, breaker, service }
+            .service(transport.clone());
+        Endpoint { address, breaker, service, transport: ToOneAddress::new(transport) }
     }
 
-    /// The layers that choose among `endpoints`.
+    /// The layers that choose among `members`, and their probers, if there is a policy for
+    /// these.
     fn over(
         cluster: &ClusterName,
-        endpoints: Vec<Endpoint<ToOneAddress>>,
+        members: Members<ToOneAddress>,
         jitter: &Arc<Jitter>,
+        probes: Option<ProbePolicy>,
     ) -> Self {
-        let pool = Pool::new(endpoints.clone());
+        let pool = Pool::new(members.clone());
         let delay = Arc::new(RecentLatency::default());
         let service = ServiceBuilder::new()
             // the boundary: whoever calls sees no type of a layer
@@ -132,7 +139,10 @@ impl Stack {
             .layer(HedgeLayer::new(cluster.clone(), delay))
             // chooses an address and goes through its breaker
             .service(pool);
-        Self { service, endpoints: endpoints.into() }
+        let watch = Arc::new(Watch::new(cluster.clone(), Arc::clone(jitter)));
+        let probe = |policy| Arc::new(probe_all(members.clone(), Arc::clone(&watch), policy));
+        let _probes = probes.map(probe);
+        Self { service, members, watch, _probes }
     }
 
     /// Asks until an address answers, at most until the call's deadline.
@@ -140,6 +150,7 @@ impl Stack {
     /// # Errors
     /// Names every attempt that failed, and why there was no further one.
     pub async fn call(&self, call: Call) -> Result<Answer, CallError> {
+        self.watch.note_call(call.operation.verb);
         self.service.clone().oneshot(call).await
     }
 
@@ -149,8 +160,9 @@ impl Stack {
     /// # Errors
     /// As one attempt fails, and when there is no such address.
     pub async fn call_at(&self, index: AddressIndex, call: Call) -> Result<Answer, AttemptError> {
-        let endpoint = self.endpoints.get(usize::from(index.0)).ok_or_else(|| AttemptError {
-            address: self.endpoints[0].address.name.clone(),
+        let roster = self.members.roster();
+        let endpoint = roster.get(index).ok_or_else(|| AttemptError {
+            address: AddressName::nobody(index),
             index,
             fault: super::error::Fault::Unsendable("there is no address of that number"),
         })?;
@@ -160,20 +172,30 @@ impl Stack {
             reason: AttemptReason::First,
             tried: AddressSet::default(),
             is_second_opinion: false,
+            needs_active: false,
             fate: Fate::default(),
         };
         endpoint.service.clone().oneshot(attempt).await
     }
 
-    /// What is known of each address, in the configuration's order.
+    /// Vault's wall clock, as its nodes tell it.
+    pub fn clock(&self) -> Arc<VaultClock> {
+        Arc::clone(self.watch.clock())
+    }
+
+    /// What is known of each address of this moment, in the configuration's order.
     pub fn addresses(&self) -> Vec<AddressStatus> {
         let status = |endpoint: &Endpoint<ToOneAddress>| AddressStatus {
+            index: endpoint.address.index,
             name: endpoint.address.name.clone(),
+            configured: endpoint.address.configured.clone(),
+            role: endpoint.address.role.get(),
             breaker: endpoint.breaker.phase(),
             last_fault: endpoint.breaker.last_fault(),
+            report: endpoint.breaker.report(),
             latency: endpoint.address.latency.average(),
         };
-        self.endpoints.iter().map(status).collect()
+        self.members.roster().iter().map(status).collect()
     }
 }
 

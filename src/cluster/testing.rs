@@ -19,7 +19,8 @@ use super::{
 };
 use crate::clock::{Deadline, Jitter};
 use crate::config::settings::{
-    AppRoleSettings, AuthSettings, ClusterName, ClusterSettings, SecretSource, TlsSettings,
+    AppRoleSettings, AuthSettings, ClusterName, ClusterSettings, SecretId, SecretSource,
+    TlsSettings,
 };
 use crate::transit::TransitVerdicts;
 
@@ -117,9 +118,11 @@ pub(crate) fn settings(auth: AuthSettings) -> Arc<ClusterSettings> {
         name: ClusterName::try_new("bao").unwrap(),
         addresses: vec![http::Uri::from_static("https://b0:8200")],
         namespace: Some("ops".to_owned()),
+        auth_namespace: Some("ops".to_owned()),
         tls: TlsSettings::default(),
         auth,
         allow_plaintext: false,
+        token_cache: None,
     })
 }
 
@@ -149,7 +152,7 @@ pub(crate) fn app_role() -> AuthSettings {
     AuthSettings::AppRole(AppRoleSettings {
         mount: "approle".to_owned(),
         role_id: SecretSource::Inline(ROLE_ID.into()),
-        secret_id: Some(SecretSource::Inline(SECRET_ID.into())),
+        secret_id: SecretId::Given(SecretSource::Inline(SECRET_ID.into())),
     })
 }
 

@@ -4,6 +4,7 @@
 //! `TokenHandle`: they wait for a token, and they report one that was refused. However
 //! many report, the task looks once and logs in once.
 
+mod cache;
 mod keeper;
 mod lease;
 
@@ -15,9 +16,11 @@ use secrecy::SecretString;
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
-use super::auth::Method;
+use self::cache::TokenCache;
+use super::auth::{Method, Source};
 use super::authenticate::Link;
 use crate::clock::{Deadline, Jitter, UnixSeconds};
+use crate::config::settings::ClusterSettings;
 use crate::task::OwnedTask;
 
 /// How long after its login a token may still be unknown to a standby: a restarted one
@@ -39,6 +42,9 @@ pub struct TokenState {
     pub last_login: Option<UnixSeconds>,
     /// Why the last step of its life failed; `None` once one went well.
     pub last_error: Option<String>,
+    /// Why the last login that was only rehearsed failed: the token works, the next one
+    /// may not come. `None` once one went well.
+    pub rehearsal_error: Option<String>,
 }
 
 /// How long a token lives.
@@ -94,6 +100,9 @@ struct Current {
     renewable: bool,
     last_login: Option<UnixSeconds>,
     last_error: Option<String>,
+    rehearsal_error: Option<String>,
+    /// When the token ends for sure, because nobody but us can renew it.
+    ends: Option<Instant>,
     /// Vault gave no token, and the next try comes then at the soonest.
     next_try: Option<Instant>,
     /// Reports up to this number have been looked into.
@@ -110,13 +119,16 @@ struct Report {
 /// The handle of a token that `method` gets over `link`, and the task that keeps it. After
 /// a panic the task gets another token, so that a bug does not let this one run out.
 pub(super) fn keep(
+    settings: &ClusterSettings,
     method: Box<dyn Method>,
     link: Link,
     jitter: Arc<Jitter>,
 ) -> (TokenHandle, OwnedTask) {
+    let cache = TokenCache::of(settings, &method.identity());
+    let cache = cache.filter(|_| method.source() == Source::Login);
     let (publish, current) = watch::channel(Current::default());
     let (reports, reported) = watch::channel(Report::default());
-    let keeper = keeper::Keeper::new(method, link.clone(), jitter, publish, reported);
+    let keeper = keeper::Keeper::new(method, cache, link.clone(), jitter, publish, reported);
     let keeper = Arc::new(Mutex::new(keeper));
     let task = OwnedTask::spawn_again("token", move || {
         let keeper = Arc::clone(&keeper);
@@ -145,7 +157,7 @@ impl TokenHandle {
     /// The token, waiting for one until `deadline`; otherwise the reason why there is none,
     /// at once when there will be none by then.
     pub(super) async fn held(&self, deadline: Deadline) -> Result<HeldToken, String> {
-        let token_or_never = |c: &Current| match &c.token {
+        let token_or_never = |c: &Current| match c.usable() {
             Some(held) => Some(Some(held.clone())),
             None => c.next_try.is_some_and(|at| at > deadline.instant()).then_some(None),
         };
@@ -159,7 +171,7 @@ impl TokenHandle {
 
     /// Waits until Vault has accepted the token; otherwise the reason why it has not.
     pub(super) async fn proven(&self, deadline: Deadline) -> Result<(), String> {
-        let proven = |c: &Current| (c.token.is_some() && c.is_proven).then_some(());
+        let proven = |c: &Current| (c.usable().is_some() && c.is_proven).then_some(());
         self.wait(deadline, proven).await.ok_or_else(|| self.reason())
     }
 
@@ -187,12 +199,13 @@ impl TokenHandle {
     pub(super) fn state(&self) -> TokenState {
         let current = self.current.borrow();
         TokenState {
-            has_token: current.token.is_some(),
+            has_token: current.usable().is_some(),
             is_proven: current.is_proven,
             lifetime: current.lifetime,
             renewable: current.renewable,
             last_login: current.last_login,
             last_error: current.last_error.clone(),
+            rehearsal_error: current.rehearsal_error.clone(),
         }
     }
 
@@ -209,8 +222,12 @@ impl TokenHandle {
         if self.current.has_changed().is_err() {
             return "the task that keeps it has ended; restart the daemon".to_owned();
         }
-        let error = self.current.borrow().last_error.clone();
-        error.unwrap_or_else(|| self.link.silence())
+        let current = self.current.borrow();
+        let error = current.last_error.clone().unwrap_or_else(|| self.link.silence());
+        if current.token.is_some() && current.usable().is_none() {
+            return format!("the last one has expired, and there is no other yet: {error}");
+        }
+        error
     }
 }
 
@@ -226,6 +243,13 @@ impl HeldToken {
 // === impl Current ===
 
 impl Current {
+    /// The token, unless its time is up: Vault refuses it then, and nodes without a leader
+    /// do not even say so.
+    fn usable(&self) -> Option<&HeldToken> {
+        let has_ended = self.ends.is_some_and(|ends| ends <= Instant::now());
+        self.token.as_ref().filter(|_| !has_ended)
+    }
+
     /// Whether `held` is not the token any more.
     fn is_beyond(&self, held: &HeldToken) -> bool {
         self.token.as_ref().is_none_or(|token| token.serial != held.serial)
@@ -241,6 +265,8 @@ impl Default for Current {
             renewable: false,
             last_login: None,
             last_error: None,
+            rehearsal_error: None,
+            ends: None,
             next_try: None,
             settled: 0,
         }

@@ -63,6 +63,16 @@ impl TraceLayer {
         )
     }
 
+    /// A redirect, or a fault of the server's, may come of a change of its role.
+    fn note_elsewhere(&self, status: u16) {
+        match status {
+            300..=399 => self.address.role.redirected(),
+            500.. => {}
+            _ => return,
+        }
+        self.address.role.doubt();
+    }
+
     fn finish(
         &self,
         span: &Span,
@@ -78,6 +88,7 @@ impl TraceLayer {
         match result {
             Ok(answer) => {
                 self.address.latency.observe(took);
+                self.address.role.served();
                 note_answer(span, answer);
             }
             Err(AttemptError { fault, .. }) => {
@@ -85,6 +96,7 @@ impl TraceLayer {
                 span.record("error.type", outcome);
                 match fault {
                     Fault::Elsewhere { status, .. } => {
+                        self.note_elsewhere(*status);
                         span.record("http.response.status_code", status);
                     }
                     Fault::Stale { answer, .. } => note_answer(span, answer),

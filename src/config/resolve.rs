@@ -8,6 +8,7 @@ mod keys;
 mod report;
 mod socket;
 mod telemetry;
+mod token_cache;
 mod values;
 
 use std::path::PathBuf;

@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -185,14 +185,18 @@ pub struct ClusterSettings {
     pub name: ClusterName,
     /// Base URLs (scheme and authority only), in the file's order; never empty.
     pub addresses: Vec<Uri>,
-    /// The namespace of the login, and of KEKs that name none.
+    /// The namespace of KEKs that name none.
     pub namespace: Option<String>,
+    /// The namespace of the login and of the token; `None` is the root.
+    pub auth_namespace: Option<String>,
     /// How `https://` addresses are verified and how we present ourselves.
     pub tls: TlsSettings,
     /// How a token is got.
     pub auth: AuthSettings,
     /// `http://` off loopback was allowed in so many words.
     pub allow_plaintext: bool,
+    /// Where the token of a login is kept for a later process; `None` keeps it nowhere.
+    pub token_cache: Option<PathBuf>,
 }
 
 /// TLS to a cluster.
@@ -224,6 +228,14 @@ pub enum AuthSettings {
     TokenFile(PathBuf),
     /// AppRole.
     AppRole(AppRoleSettings),
+    /// The token of a Kubernetes service account, which Vault has an apiserver review.
+    Kubernetes(KubernetesSettings),
+    /// A signed token (JWT), such as a SPIFFE JWT-SVID, which Vault verifies itself.
+    Jwt(JwtSettings),
+    /// The client certificate of [`TlsSettings::client`].
+    Cert(CertSettings),
+    /// A user name and a password.
+    Userpass(UserpassSettings),
 }
 
 /// The AppRole method.
@@ -233,8 +245,66 @@ pub struct AppRoleSettings {
     pub mount: String,
     /// The role's id.
     pub role_id: SecretSource,
-    /// The secret id; a role with `bind_secret_id=false` has none.
-    pub secret_id: Option<SecretSource>,
+    /// What proves that we may use the role.
+    pub secret_id: SecretId,
+}
+
+/// Where an AppRole's secret id comes from.
+#[derive(Clone, Debug)]
+pub enum SecretId {
+    /// The role does without (`bind_secret_id=false`).
+    None,
+    /// It is there.
+    Given(SecretSource),
+    /// It is behind a wrapping token, which is good for one look.
+    Wrapped {
+        /// The wrapping token.
+        token: SecretSource,
+        /// Where the secret id is kept once it was unwrapped.
+        kept_in: PathBuf,
+    },
+}
+
+/// The Kubernetes method.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KubernetesSettings {
+    /// Mount path under `auth/`, without slashes at its ends.
+    pub mount: String,
+    /// The role in Vault.
+    pub role: String,
+    /// The service account's token.
+    pub token_file: PathBuf,
+}
+
+/// The JWT method.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JwtSettings {
+    /// Mount path under `auth/`, without slashes at its ends.
+    pub mount: String,
+    /// The role in Vault; `None` leaves it to the mount's `default_role`.
+    pub role: Option<String>,
+    /// The signed token.
+    pub token_file: PathBuf,
+}
+
+/// The TLS certificate method.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertSettings {
+    /// Mount path under `auth/`, without slashes at its ends.
+    pub mount: String,
+    /// The role in Vault; with `None` Vault takes the first that the certificate fits.
+    pub role: Option<String>,
+}
+
+/// The userpass method.
+#[derive(Clone, Debug)]
+pub struct UserpassSettings {
+    /// Mount path under `auth/`, without slashes at its ends.
+    pub mount: String,
+    /// The user.
+    pub username: String,
+    /// Their password.
+    pub password: SecretSource,
 }
 
 /// A secret, or the file to read it from at each use.
@@ -282,6 +352,35 @@ pub enum OtlpProtocol {
     Grpc,
     /// HTTP with protobuf bodies, usually port 4318.
     Http,
+}
+
+// === impl AuthSettings ===
+
+impl AuthSettings {
+    /// What people call the method.
+    pub const fn title(&self) -> &'static str {
+        match self {
+            Self::Token(_) => "token",
+            Self::TokenFile(_) => "token file",
+            Self::AppRole(_) => "AppRole",
+            Self::Kubernetes(_) => "Kubernetes",
+            Self::Jwt(_) => "JWT",
+            Self::Cert(_) => "TLS certificate",
+            Self::Userpass(_) => "userpass",
+        }
+    }
+}
+
+// === impl SecretSource ===
+
+impl SecretSource {
+    /// The file, when it is one.
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            Self::Inline(_) => None,
+            Self::File(path) => Some(path),
+        }
+    }
 }
 
 // === impl SocketAddress ===

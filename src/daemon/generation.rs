@@ -14,9 +14,9 @@ use std::sync::Arc;
 use futures_util::future;
 
 use super::identity::{KekIdentity, same_cluster};
-use super::state::Activations;
+use super::state::State;
 use crate::admin::Check;
-use crate::clock::{Deadline, Jitter};
+use crate::clock::{Deadline, Jitter, node_time};
 use crate::cluster::stack::{Stack, StackError};
 use crate::cluster::tls::{LoadedTls, TlsError};
 use crate::cluster::{CallError, Cluster};
@@ -127,7 +127,7 @@ impl Generation {
         number: u64,
         settings: &Settings,
         previous: Option<&Self>,
-        remembered: &Activations,
+        remembered: &State,
         jitter: &Arc<Jitter>,
     ) -> Result<Self, BuildError> {
         let mut clusters = BTreeMap::new();
@@ -165,10 +165,12 @@ impl Generation {
                 Some(held) => held.clone(),
                 None => {
                     new_keks.push(wanted.name.clone());
-                    let memory = match (before, remembered.get(&identity)) {
-                        (Some(before), _) => before.memory.fork(),
-                        (None, Some(activation)) => KekMemory::with_activation(*activation),
-                        (None, None) => KekMemory::new(),
+                    let memory = match before {
+                        Some(before) => before.memory.fork(),
+                        None => remembered
+                            .of(wanted)
+                            .map(|snapshot| KekMemory::restored(snapshot, node_time()))
+                            .unwrap_or_default(),
                     };
                     Held::start(wanted, member, memory, rotation, jitter)
                 }
@@ -232,8 +234,9 @@ impl Generation {
     }
 
     /// What is known of each key, for who keeps it beyond the process.
-    pub(super) fn memories(&self) -> Vec<(KekIdentity, Arc<KekMemory>)> {
-        self.keks.iter().map(|(kek, held)| (kek.clone(), Arc::clone(&held.memory))).collect()
+    pub(super) fn memories(&self) -> Vec<(Arc<KekSettings>, Arc<KekMemory>)> {
+        let keks = self.keks.values();
+        keks.map(|held| (Arc::clone(held.kek.settings()), Arc::clone(&held.memory))).collect()
     }
 
     /// Which one it is, from 1.

@@ -3,7 +3,8 @@
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::config::settings::{
-    AppRoleSettings, AuthSettings, ClusterName, ClusterSettings, KekName, KekSettings, SecretSource,
+    AppRoleSettings, AuthSettings, ClusterName, ClusterSettings, KekName, KekSettings, SecretId,
+    SecretSource,
 };
 
 /// What makes two KEKs the same key in Vault, so that what was seen of one is worth
@@ -20,12 +21,23 @@ pub(super) struct KekIdentity {
 /// Whether both mean the same addresses, reached and logged in to in the same way. The
 /// bytes of TLS files are compared elsewhere; files of secrets are read again at each use.
 pub(super) fn same_cluster(a: &ClusterSettings, b: &ClusterSettings) -> bool {
-    let ClusterSettings { name, addresses, namespace, tls, auth, allow_plaintext } = a;
+    let ClusterSettings {
+        name,
+        addresses,
+        namespace,
+        auth_namespace,
+        tls,
+        auth,
+        allow_plaintext,
+        token_cache,
+    } = a;
     *name == b.name
         && *addresses == b.addresses
         && *namespace == b.namespace
+        && *auth_namespace == b.auth_namespace
         && *tls == b.tls
         && *allow_plaintext == b.allow_plaintext
+        && *token_cache == b.token_cache
         && same_auth(auth, &b.auth)
 }
 
@@ -34,14 +46,24 @@ fn same_auth(a: &AuthSettings, b: &AuthSettings) -> bool {
         (AuthSettings::Token(a), AuthSettings::Token(b)) => same_secret(a, b),
         (AuthSettings::TokenFile(a), AuthSettings::TokenFile(b)) => a == b,
         (AuthSettings::AppRole(a), AuthSettings::AppRole(b)) => same_app_role(a, b),
+        (AuthSettings::Kubernetes(a), AuthSettings::Kubernetes(b)) => a == b,
+        (AuthSettings::Jwt(a), AuthSettings::Jwt(b)) => a == b,
+        (AuthSettings::Cert(a), AuthSettings::Cert(b)) => a == b,
+        (AuthSettings::Userpass(a), AuthSettings::Userpass(b)) => {
+            a.mount == b.mount && a.username == b.username && same_source(&a.password, &b.password)
+        }
         _ => false,
     }
 }
 
 fn same_app_role(a: &AppRoleSettings, b: &AppRoleSettings) -> bool {
     let same_secret_id = match (&a.secret_id, &b.secret_id) {
-        (None, None) => true,
-        (Some(a), Some(b)) => same_source(a, b),
+        (SecretId::None, SecretId::None) => true,
+        (SecretId::Given(a), SecretId::Given(b)) => same_source(a, b),
+        (
+            SecretId::Wrapped { token: a, kept_in: kept_by_a },
+            SecretId::Wrapped { token: b, kept_in: kept_by_b },
+        ) => same_source(a, b) && kept_by_a == kept_by_b,
         _ => false,
     };
     a.mount == b.mount && same_source(&a.role_id, &b.role_id) && same_secret_id

@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use super::FIRST_BUILD_RETRY;
 use super::generation::{BuildError, Generation, NotReady};
 use super::generations::Generations;
-use super::state::{self, Activations, StateKeeper};
+use super::state::{State, StateKeeper};
 use crate::clock::{Deadline, Jitter};
 use crate::config::diagnostics::{Problem, Problems};
 use crate::config::load::{self, Loaded, Sources};
@@ -72,7 +72,7 @@ struct Work {
     telemetry: Telemetry,
     jitter: Arc<Jitter>,
     /// What an earlier process knew.
-    remembered: Activations,
+    remembered: State,
     state: Option<StateKeeper>,
     built: u64,
 }
@@ -91,8 +91,8 @@ impl Reloader {
         let jitter = Arc::new(Jitter::from_entropy());
         let telemetry = telemetry.clone();
         let folder = settings.state_dir.clone();
-        let remembered = folder.as_deref().map(state::read).unwrap_or_default();
-        let state = folder.map(StateKeeper::start);
+        let remembered = folder.as_deref().map(State::read).unwrap_or_default();
+        let state = folder.map(|folder| StateKeeper::start(folder, &remembered));
         let started_with = settings;
         let mut work = Work {
             sources,

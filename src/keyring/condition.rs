@@ -6,22 +6,28 @@
 //!
 //! | what is known | Status |
 //! |---|---|
-//! | the key was never seen | RPC error |
+//! | the key was never seen, neither by this process nor by an earlier one | RPC error |
 //! | last proof younger than the grace | `ok` |
 //! | no proof since, Vault is unreachable | the reason, with key_id (or `ok`, by option) |
 //! | no proof since, Vault answers, but nothing that could be a proof | the reason, with key_id |
 //! | seen, but nothing proven yet | the reason, with key_id |
+//! | seen by an earlier process, and this one may not read it | the reason, with key_id |
 //! | Vault says for good that the version is gone, forbidden or unreadable | RPC error |
 //!
 //! The last is final at once: a refusal comes only from the active node or from all
 //! addresses together, so waiting for a second one would only let more data hang on a
 //! lost key. A later proof takes it back.
+//!
+//! What an earlier process left (`stateDir`) counts as if it had been seen by this one:
+//! its key_id, its last proof with the age that it has by this machine's clock, its loss.
+//! So a restart in the middle of an outage changes nothing that kube-apiserver sees.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::KeyId;
+use crate::clock::UnixSeconds;
 use crate::config::settings::{ClusterName, KekName, OnOutage, StatusSettings};
 use crate::transit::Refusal;
 
@@ -31,11 +37,22 @@ pub(crate) const PROOF_PERIOD: Duration = Duration::from_secs(30);
 /// What is proven of one KEK.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Proofs {
-    last: Option<Instant>,
+    last: Option<Proof>,
     failure: Option<String>,
     /// The failure is that Vault answered, and what it answered.
     answered: bool,
     lost: Option<Loss>,
+}
+
+/// The last proof.
+#[derive(Clone, Copy, Debug)]
+struct Proof {
+    /// When it was made, or taken over from an earlier process.
+    at: Instant,
+    /// How old it was then; `None` when this process made it.
+    taken_over: Option<Duration>,
+    /// When it was made, by this machine's clock.
+    time: UnixSeconds,
 }
 
 /// A version that is known to be lost.
@@ -56,6 +73,20 @@ pub(crate) enum Change {
     Unproven,
     /// Known to be lost.
     Lost,
+}
+
+/// What this process knows of the version that Status is asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seen<'a> {
+    /// It has read the key.
+    Here,
+    /// It has not; an earlier process had.
+    Before {
+        /// Why it has not, as far as is known.
+        why: Option<&'a str>,
+        /// Vault refuses it.
+        refused: bool,
+    },
 }
 
 /// What Status may say.
@@ -118,11 +149,20 @@ pub(crate) const fn means_loss(refusal: &Refusal) -> bool {
 // === impl Proofs ===
 
 impl Proofs {
-    /// An Encrypt was decrypted again and compared, at `now`.
-    pub(crate) fn prove(&mut self, now: Instant) -> Change {
-        let first = self.last.is_none();
+    /// What an earlier process proved at `proven`, when this machine's clock is at `time`.
+    /// A proof from the future has no age that could be trusted, so it is none.
+    pub(crate) fn restored(proven: UnixSeconds, time: UnixSeconds, now: Instant) -> Self {
+        let age = u64::try_from(time.0.saturating_sub(proven.0)).ok().map(Duration::from_secs);
+        let last = age.map(|age| Proof { at: now, taken_over: Some(age), time: proven });
+        Self { last, ..Self::default() }
+    }
+
+    /// An Encrypt was decrypted again and compared, at `now`, which this machine's clock
+    /// calls `time`.
+    pub(crate) fn prove(&mut self, now: Instant, time: UnixSeconds) -> Change {
+        let first = self.last.is_none_or(|last| !last.is_ours());
         let after_trouble = self.failure.is_some() || self.lost.is_some();
-        *self = Self { last: Some(now), ..Self::default() };
+        *self = Self { last: Some(Proof { at: now, taken_over: None, time }), ..Self::default() };
         if first || after_trouble { Change::Proven } else { Change::None }
     }
 
@@ -151,9 +191,26 @@ impl Proofs {
         if known { Change::None } else { Change::Lost }
     }
 
-    /// When the last proof was.
-    pub(crate) const fn last(&self) -> Option<Instant> {
-        self.last
+    /// When this process made the last proof.
+    pub(crate) fn last(&self) -> Option<Instant> {
+        self.last.filter(|last| last.is_ours()).map(|last| last.at)
+    }
+
+    /// How old the last proof is, whichever process made it.
+    pub(crate) fn age(&self, now: Instant) -> Option<Duration> {
+        self.last.map(|last| {
+            last.taken_over.unwrap_or_default() + now.saturating_duration_since(last.at)
+        })
+    }
+
+    /// When the last proof was made, by this machine's clock.
+    pub(crate) fn proven(&self) -> Option<UnixSeconds> {
+        self.last.map(|last| last.time)
+    }
+
+    /// Why `version` is known to be lost, if it is.
+    pub(crate) fn lost(&self, version: u32) -> Option<&str> {
+        self.lost.as_ref().filter(|lost| lost.version == version).map(|lost| lost.why.as_str())
     }
 
     /// Why the last proof failed, if it did.
@@ -164,20 +221,42 @@ impl Proofs {
     /// What Status may say at `now` while `version` is the active one. A proof of the
     /// version before it counts until the grace has passed, so that a rotation is no
     /// outage; a loss counts for the version that was lost only.
-    pub(crate) fn say(&self, version: u32, now: Instant, status: &StatusSettings) -> Saying {
-        if let Some(lost) = self.lost.as_ref().filter(|l| l.version == version) {
-            return Saying::Lost(lost.why.clone());
+    pub(crate) fn say(
+        &self,
+        version: u32,
+        seen: Seen<'_>,
+        now: Instant,
+        status: &StatusSettings,
+    ) -> Saying {
+        if let Some(why) = self.lost(version) {
+            return Saying::Lost(why.to_owned());
         }
-        let failure = self.failure().unwrap_or("no answer yet");
-        let Some(last) = self.last else {
+        let (why, refused) = match seen {
+            Seen::Here => (None, false),
+            Seen::Before { why, refused } => (why, refused),
+        };
+        let failure = self.failure().or(why).unwrap_or("no answer yet");
+        if refused {
+            // Nothing is encrypted with a key that cannot be read, so `ok` would be a lie.
+            return Saying::Reason(failure.to_owned());
+        }
+        let Some(age) = self.age(now) else {
             return Saying::Reason(format!("not proven since the start: {failure}"));
         };
-        let age = now.saturating_duration_since(last);
         let stays = status.on_outage == OnOutage::Ok && !self.answered;
         if age < status.grace || stays {
             return Saying::Ok;
         }
         Saying::Reason(format!("not proven for {} s: {failure}", age.as_secs()))
+    }
+}
+
+// === impl Proof ===
+
+impl Proof {
+    /// Whether this process made it.
+    const fn is_ours(&self) -> bool {
+        self.taken_over.is_none()
     }
 }
 
@@ -191,85 +270,4 @@ impl KeyringCondition {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::settings::StatusVersion;
-
-    fn settings(on_outage: OnOutage) -> StatusSettings {
-        StatusSettings { version: StatusVersion::V2, grace: Duration::from_secs(120), on_outage }
-    }
-
-    fn reason(text: &str) -> Saying {
-        Saying::Reason(text.into())
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn status_says_what_is_proven_in_each_state() {
-        let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let mut proofs = Proofs::default();
-        type Step = (u64, fn(&mut Proofs, Instant), Saying, Saying);
-        let unproven = "not proven since the start: no answer yet";
-        let never = "not proven since the start: refused";
-        let stale = "not proven for 120 s: refused";
-        let silent = "not proven for 121 s: no answer yet";
-        let steps: [Step; 9] = [
-            (0, |_, _| (), reason(unproven), reason(unproven)),
-            (1, |p, _| _ = p.miss("refused".into()), reason(never), reason(never)),
-            (10, |p, now| _ = p.prove(now), Saying::Ok, Saying::Ok),
-            (20, |p, _| _ = p.miss("refused".into()), Saying::Ok, Saying::Ok),
-            (129, |_, _| (), Saying::Ok, Saying::Ok),
-            (130, |_, _| (), reason(stale), Saying::Ok),
-            (140, |p, now| _ = p.prove(now), Saying::Ok, Saying::Ok),
-            (
-                150,
-                |p, _| _ = p.lose(1, "gone".into()),
-                Saying::Lost("gone".into()),
-                Saying::Lost("gone".into()),
-            ),
-            (160, |p, now| _ = p.prove(now), Saying::Ok, Saying::Ok),
-        ];
-        for (second, event, report, stay) in steps {
-            event(&mut proofs, at(second));
-            assert_eq!(proofs.say(1, at(second), &settings(OnOutage::Report)), report, "{second}");
-            assert_eq!(proofs.say(1, at(second), &settings(OnOutage::Ok)), stay, "{second}");
-        }
-        assert_eq!(proofs.say(1, at(281), &settings(OnOutage::Report)), reason(silent));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_answer_that_proves_nothing_is_no_outage() {
-        let mut proofs = Proofs::default();
-        proofs.prove(Instant::now());
-        tokio::time::advance(Duration::from_secs(120)).await;
-        proofs.reject("HTTP 400".into());
-        let say = |proofs: &Proofs| proofs.say(1, Instant::now(), &settings(OnOutage::Ok));
-        assert_eq!(say(&proofs), reason("not proven for 120 s: HTTP 400"));
-        proofs.miss("no address could answer".into());
-        assert_eq!(say(&proofs), Saying::Ok);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_lost_version_is_no_loss_of_the_next_one() {
-        let mut proofs = Proofs::default();
-        proofs.prove(Instant::now());
-        proofs.lose(1, "too old".into());
-        let settings = settings(OnOutage::Report);
-        let now = Instant::now();
-        assert_eq!(proofs.say(1, now, &settings), Saying::Lost("too old".into()));
-        assert_eq!(proofs.say(2, now, &settings), Saying::Ok);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn each_change_is_told_once() {
-        let mut proofs = Proofs::default();
-        let now = Instant::now();
-        assert_eq!(proofs.prove(now), Change::Proven);
-        assert_eq!(proofs.prove(now), Change::None);
-        assert_eq!(proofs.miss("a".into()), Change::Unproven);
-        assert_eq!(proofs.miss("b".into()), Change::None);
-        assert_eq!(proofs.lose(1, "c".into()), Change::Lost);
-        assert_eq!(proofs.lose(1, "c".into()), Change::None);
-        assert_eq!(proofs.prove(now), Change::Proven);
-    }
-}
+mod tests;

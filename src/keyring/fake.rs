@@ -14,7 +14,7 @@ use super::condition::{KekCondition, KeyringCondition};
 use super::kek::Kek;
 use super::memory::KekMemory;
 use super::{EncryptFor, Encrypted, Keyring, KeyringError};
-use crate::clock::{Deadline, Jitter, UnixSeconds};
+use crate::clock::{Deadline, Jitter, UnixSeconds, node_time};
 use crate::cluster::{CallError, CallErrorKind};
 use crate::config::settings::*;
 use crate::secret::Plaintext;
@@ -136,6 +136,16 @@ impl Bench {
     /// Another generation over the same keys and memories.
     pub(super) fn reload(&mut self, change: impl FnOnce(&mut KeyringSettings)) {
         change(&mut self.settings);
+        self.keyring = build(&self.settings, &self.fakes, &self.memories);
+    }
+
+    /// Another process over the same keys, `after` so many seconds by this machine's clock:
+    /// all that it knows is what was kept of the memories.
+    pub(super) fn restart(&mut self, after: i64, change: impl FnOnce(&mut KeyringSettings)) {
+        change(&mut self.settings);
+        let now = UnixSeconds(node_time().0 + after);
+        let kept = self.memories.iter().map(|memory| memory.snapshot());
+        self.memories = kept.map(|kept| Arc::new(KekMemory::restored(kept, now))).collect();
         self.keyring = build(&self.settings, &self.fakes, &self.memories);
     }
 

@@ -11,9 +11,9 @@ use opentelemetry::KeyValue;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use super::condition::{KekCondition, Saying};
+use super::condition::{KekCondition, Saying, Seen};
 use super::memory::KekMemory;
-use super::rotation::{Again, Inactive};
+use super::rotation::{Activation, Again, Inactive};
 use super::{KeyId, KeyringError, key_id};
 use crate::clock::{Deadline, Jitter};
 use crate::config::settings::{KekName, KekSettings, RotationSettings, StatusSettings};
@@ -54,6 +54,9 @@ pub(crate) struct Core {
 pub(crate) struct View {
     metadata: Option<Arc<KeyMetadata>>,
     active: Result<Active, Inactive>,
+    /// The version that an earlier process encrypted with, while this one has not read the
+    /// key. Status may name it; nothing is encrypted with it.
+    before: Option<Active>,
     again: Again,
     unpinned: bool,
 }
@@ -90,6 +93,7 @@ impl Kek {
         let nothing = View {
             metadata: None,
             active: Err(Inactive::Unread),
+            before: None,
             again: Again::No,
             unpinned: false,
         };
@@ -157,10 +161,20 @@ impl Core {
         settings: &StatusSettings,
     ) -> Result<(String, KeyId), KeyringError> {
         let view = self.current();
-        let active = view.active.as_ref().map_err(|inactive| self.not_active(inactive))?;
-        let now = Instant::now();
         let kek = &self.settings.name;
-        match self.memory.with(|m| m.proofs.say(active.version, now, settings)) {
+        let (why, refused) = match (&view.active, &view.before) {
+            (Err(Inactive::Unread), Some(_)) => (self.why_unread(), self.reads.borrow().refused),
+            _ => (None, false),
+        };
+        let (active, seen) = match (&view.active, &view.before) {
+            (Ok(active), _) => (active, Seen::Here),
+            (Err(Inactive::Unread), Some(active)) => {
+                (active, Seen::Before { why: why.as_deref(), refused })
+            }
+            (Err(inactive), _) => return Err(self.not_active(inactive)),
+        };
+        let now = Instant::now();
+        match self.memory.with(|m| m.proofs.say(active.version, seen, now, settings)) {
             Saying::Ok => Ok(("ok".into(), active.key_id.clone())),
             Saying::Reason(why) => Ok((format!("KEK `{kek}`: {why}"), active.key_id.clone())),
             Saying::Lost(why) => Err(KeyringError::Lost { kek: kek.clone(), why }),
@@ -178,7 +192,7 @@ impl Core {
             latest_version: view.metadata.as_ref().map(|m| m.latest_version),
             active: view.active.as_ref().ok().map(|a| (a.version, a.key_id.clone())),
             inactive,
-            proof_age: m.proofs.last().map(|last| last.elapsed()),
+            proof_age: m.proofs.age(Instant::now()),
             read_error,
             proof_error: m.proofs.failure().map(ToOwned::to_owned),
         })
@@ -191,12 +205,22 @@ impl Core {
         self.memory.with(|m| {
             let (pin, delay) = (self.settings.active_version, self.rotation.activation_delay);
             let choice = m.key.choose(pin, delay, vault_now, Instant::now());
+            match &choice.active {
+                Ok(chosen) => m.active = Some(*chosen),
+                // Read and found wanting; that Vault's clock is not known yet passes.
+                Err(Inactive::Unusable(_)) if choice.again == Again::No => m.active = None,
+                Err(_) => {}
+            }
+            let named = |chosen: Activation| Active {
+                version: chosen.version,
+                key_id: key_id::of(&self.settings, chosen.version, chosen.created),
+            };
+            // Under another pin than the one that was in force, it would not be the active one.
+            let before = m.active.filter(|a| pin.is_none_or(|pin| pin == a.version)).map(named);
             let view = Arc::new(View {
                 metadata: m.key.metadata().cloned(),
-                active: choice.active.map(|chosen| Active {
-                    version: chosen.version,
-                    key_id: key_id::of(&self.settings, chosen.version, chosen.created),
-                }),
+                before: before.filter(|_| choice.active == Err(Inactive::Unread)),
+                active: choice.active.map(named),
                 again: choice.again,
                 unpinned: self.unpinned.load(Ordering::Relaxed),
             });
@@ -234,16 +258,23 @@ impl Core {
         let kek = self.settings.name.clone();
         match inactive {
             Inactive::Unread => {
-                let error = self.reads.borrow().error.clone();
-                let why = match error {
-                    Some(error) => format!("its metadata could not be read: {error}"),
-                    None => "its metadata has not been read yet".into(),
-                };
-                KeyringError::NotReady { kek, why }
+                let unread = || "its metadata has not been read yet".to_owned();
+                KeyringError::NotReady { kek, why: self.why_unread().unwrap_or_else(unread) }
             }
             Inactive::Unusable(why) => KeyringError::NotReady { kek, why: why.clone() },
             Inactive::Gone(why) => KeyringError::Lost { kek, why: why.clone() },
         }
+    }
+
+    /// Why the metadata was not read, as far as is known: what the last read met, or what
+    /// the first one is waiting for.
+    fn why_unread(&self) -> Option<String> {
+        let met = self.reads.borrow().error.clone();
+        let met = met.map(|error| format!("its metadata could not be read: {error}"));
+        met.or_else(|| {
+            let trouble = self.transit.trouble()?;
+            Some(format!("its metadata has not been read yet: {trouble}"))
+        })
     }
 
     fn failed(&self, source: TransitError) -> KeyringError {

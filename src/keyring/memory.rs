@@ -3,10 +3,12 @@
 use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::KeyId;
 use super::condition::Proofs;
 use super::rotation::{Activation, SeenKey};
+use crate::clock::UnixSeconds;
 
 /// What was seen of one Transit key. It outlives reloads: the daemon keeps one for each
 /// (name, mount, namespace, Transit key, cluster) and gives it to every [`super::kek::Kek`]
@@ -16,7 +18,20 @@ use super::rotation::{Activation, SeenKey};
 #[derive(Debug, Default)]
 pub struct KekMemory {
     remembered: Mutex<Remembered>,
-    activation: watch::Sender<Option<Activation>>,
+    snapshot: watch::Sender<Snapshot>,
+}
+
+/// What of a memory outlives the process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The version that was activated last, below which no later choice goes.
+    pub activated: Option<Activation>,
+    /// The version that encrypted last: another one only where `activeVersion` pins it.
+    pub active: Option<Activation>,
+    /// When that was proven last, by this machine's clock.
+    pub proven: Option<UnixSeconds>,
+    /// Vault says for good that it is lost, and why.
+    pub lost: Option<String>,
 }
 
 /// The contents, behind the lock.
@@ -24,6 +39,8 @@ pub struct KekMemory {
 pub(crate) struct Remembered {
     /// Versions, doubts, activation.
     pub(crate) key: SeenKey,
+    /// The version that encrypted last.
+    pub(crate) active: Option<Activation>,
     /// Proofs and their failures.
     pub(crate) proofs: Proofs,
     /// The active version that the log told of last.
@@ -38,11 +55,20 @@ impl KekMemory {
         Self::default()
     }
 
-    /// Knows which version encrypted before this process began. Together with
-    /// [`Self::activations`] this is the seam for keeping it in a file.
-    pub fn with_activation(activation: Activation) -> Self {
-        let key = SeenKey::with_activation(activation);
-        Self::of(Remembered { key, ..Remembered::default() })
+    /// Knows what an earlier process knew; `now` is this machine's clock.
+    pub fn restored(snapshot: Snapshot, now: UnixSeconds) -> Self {
+        let Snapshot { activated, active, proven, lost } = snapshot;
+        let mut remembered = Remembered { active, ..Remembered::default() };
+        if let Some(activated) = activated {
+            remembered.key = SeenKey::with_activation(activated);
+        }
+        if let Some(proven) = proven {
+            remembered.proofs = Proofs::restored(proven, now, Instant::now());
+        }
+        if let Some((active, why)) = active.zip(lost) {
+            remembered.proofs.lose(active.version, why);
+        }
+        Self::of(remembered)
     }
 
     /// A memory of its own that begins with all that this one knows. What a configuration
@@ -53,19 +79,19 @@ impl KekMemory {
         Self::of(self.with(|remembered| remembered.clone()))
     }
 
-    /// The version that encrypted last.
-    pub fn activation(&self) -> Option<Activation> {
-        *self.activation.borrow()
+    /// What is to be kept of it.
+    pub fn snapshot(&self) -> Snapshot {
+        self.snapshot.borrow().clone()
     }
 
-    /// Follows the version that encrypts.
-    pub fn activations(&self) -> watch::Receiver<Option<Activation>> {
-        self.activation.subscribe()
+    /// Follows what is to be kept of it.
+    pub fn snapshots(&self) -> watch::Receiver<Snapshot> {
+        self.snapshot.subscribe()
     }
 
     fn of(remembered: Remembered) -> Self {
-        let activation = watch::Sender::new(remembered.key.activation());
-        Self { remembered: Mutex::new(remembered), activation }
+        let snapshot = watch::Sender::new(remembered.snapshot());
+        Self { remembered: Mutex::new(remembered), snapshot }
     }
 
     /// Works on the contents. `work` must be short: the lock is held meanwhile.
@@ -73,24 +99,66 @@ impl KekMemory {
         // Every change is one assignment, so what a panic leaves behind is sound.
         let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
         let result = work(&mut remembered);
-        let now = remembered.key.activation();
-        self.activation.send_if_modified(|told| std::mem::replace(told, now) != now);
+        let now = remembered.snapshot();
+        self.snapshot.send_if_modified(|kept| {
+            let is_news = *kept != now;
+            *kept = now;
+            is_news
+        });
         result
+    }
+}
+
+// === impl Remembered ===
+
+impl Remembered {
+    fn snapshot(&self) -> Snapshot {
+        let lost = self.key.gone().or_else(|| self.proofs.lost(self.active?.version));
+        Snapshot {
+            activated: self.key.activation(),
+            active: self.active,
+            proven: self.proofs.proven(),
+            lost: lost.map(str::to_owned),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::UnixSeconds;
+
+    const V3: Activation = Activation { version: 3, created: UnixSeconds(7) };
 
     #[test]
     fn a_fork_begins_with_what_is_known_and_keeps_its_own_losses_to_itself() {
-        let activation = Activation { version: 3, created: UnixSeconds(7) };
-        let running = KekMemory::with_activation(activation);
+        let known = Snapshot { activated: Some(V3), active: Some(V3), ..Snapshot::default() };
+        let running = KekMemory::restored(known.clone(), UnixSeconds(0));
         let trial = running.fork();
-        assert_eq!(trial.activation(), Some(activation));
+        assert_eq!(trial.snapshot(), known);
         trial.with(|m| m.proofs.lose(3, "permission denied".into()));
-        assert_eq!(running.with(|m| m.proofs.failure().map(str::to_owned)), None);
+        assert_eq!(running.snapshot(), known);
+        assert_eq!(trial.snapshot().lost.as_deref(), Some("permission denied"));
+    }
+
+    #[test]
+    fn what_is_restored_is_kept_again_as_it_was() {
+        let active = Activation { version: 2, ..V3 };
+        for lost in [None, Some("gone".to_owned())] {
+            let proven = Some(UnixSeconds(90));
+            let known = Snapshot { activated: Some(V3), active: Some(active), proven, lost };
+            let restored = KekMemory::restored(known.clone(), UnixSeconds(100));
+            assert_eq!(restored.snapshot(), known);
+        }
+    }
+
+    #[test]
+    fn only_what_is_to_be_kept_wakes_who_keeps_it() {
+        let memory = KekMemory::new();
+        let mut kept = memory.snapshots();
+        memory.with(|m| m.told = Some(KeyId::from("kube:v1:0".to_owned())));
+        assert!(!kept.has_changed().unwrap());
+        memory.with(|m| m.active = Some(V3));
+        assert!(kept.has_changed().unwrap());
+        assert_eq!(kept.borrow_and_update().active, Some(V3));
     }
 }

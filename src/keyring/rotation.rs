@@ -148,6 +148,11 @@ impl SeenKey {
         self.activation
     }
 
+    /// Why the key is known to be gone.
+    pub(crate) fn gone(&self) -> Option<&str> {
+        self.gone.as_deref()
+    }
+
     /// Vault says for good that there is no such key. Holds until the next good read.
     pub(crate) fn lose(&mut self, why: String) {
         self.gone.get_or_insert(why);
@@ -217,12 +222,13 @@ impl SeenKey {
         vault_now: Option<UnixSeconds>,
         now: Instant,
     ) -> Choice {
+        let seen_before = self.adopted.is_some() || self.activation.is_some();
+        if let Some(why) = self.gone.as_ref().filter(|_| seen_before) {
+            return Choice { active: Err(Inactive::Gone(why.clone())), again: Again::No };
+        }
         let Some(Adopted { metadata: key, since, .. }) = &self.adopted else {
             return Choice { active: Err(Inactive::Unread), again: Again::No };
         };
-        if let Some(why) = &self.gone {
-            return Choice { active: Err(Inactive::Gone(why.clone())), again: Again::No };
-        }
         if let Some(inactive) = unusable(key) {
             return Choice { active: Err(inactive), again: Again::No };
         }

@@ -9,6 +9,7 @@ use crate::config::settings::{OnOutage, VerifyEncrypt, WriteFormat};
 use crate::transit::KeyMetadata;
 
 mod decrypting;
+mod status;
 mod watching;
 
 #[tokio::test(start_paused = true)]

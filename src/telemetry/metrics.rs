@@ -106,7 +106,7 @@ metrics! {
     Logins = Kind::Counter, "vault_kms_proxy.logins", "{login}", ["cluster", "method", "result"];
     /// The token's time to live when it was last learnt.
     TokenTtl = Kind::Gauge, "vault_kms_proxy.token.ttl", "s", ["cluster"];
-    /// When the last good login was, in seconds since 1970.
+    /// When the last good login was, rehearsed ones included, in seconds since 1970.
     LastLogin = Kind::Gauge, "vault_kms_proxy.login.last_success", "s", ["cluster"];
     /// The version of the KEK that encrypts.
     ActiveKeyVersion = Kind::Gauge, "vault_kms_proxy.kek.active_version", "{version}", ["kek"];
@@ -129,6 +129,17 @@ metrics! {
     SpansLost = Kind::Counter, "vault_kms_proxy.spans.lost", "{span}", ["reason"];
     /// Log lines that were lost because stderr took no more.
     LogLinesLost = Kind::Counter, "vault_kms_proxy.log.lines.lost", "{line}", [];
+    /// Times that an address's breaker opened, and why.
+    BreakerOpenings = Kind::Counter, "vault_kms_proxy.breaker.openings", "{opening}",
+        ["cluster", "server.address", "reason"];
+    /// Each address's role: 0 unknown, 1 active, 2 standby, 3 performance standby, 4 sealed,
+    /// 5 not initialised, 6 disaster recovery secondary, 7 removed from its cluster.
+    AddressRole = Kind::Gauge, "vault_kms_proxy.address.role", "{role}",
+        ["cluster", "server.address"];
+    /// Logins that were only rehearsed: `ok`, `refused`, `unreachable`, or `skipped` because
+    /// they would have cost something.
+    LoginRehearsals = Kind::Counter, "vault_kms_proxy.logins.rehearsed", "{login}",
+        ["cluster", "method", "result"];
 }
 
 /// The text form of all metrics.

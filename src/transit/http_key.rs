@@ -158,6 +158,12 @@ impl TransitKey for HttpTransitKey {
     fn cluster(&self) -> &ClusterName {
         self.cluster.name()
     }
+
+    fn trouble(&self) -> Option<String> {
+        let token = self.cluster.token_state();
+        let error = token.last_error.filter(|_| !token.has_token)?;
+        Some(format!("cluster {}: no token: {error}", self.cluster.name()))
+    }
 }
 
 impl fmt::Debug for HttpTransitKey {

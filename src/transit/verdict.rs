@@ -146,11 +146,16 @@ fn classify_success(verb: Verb, body: &[u8]) -> Verdict {
     }
     let has = |part: fn(&Body) -> bool| serde_json::from_slice(body).is_ok_and(|b| part(&b));
     let is_vaults = match verb {
-        Verb::Encrypt | Verb::Decrypt | Verb::ReadKey | Verb::LookupSelf | Verb::Capabilities => {
-            has(|b| b.data.is_some())
-        }
+        Verb::Encrypt
+        | Verb::Decrypt
+        | Verb::ReadKey
+        | Verb::LookupWrapping
+        | Verb::Unwrap
+        | Verb::LookupSelf
+        | Verb::Capabilities => has(|b| b.data.is_some()),
         Verb::Login | Verb::RenewSelf => has(|b| b.auth.is_some()),
-        Verb::Health | Verb::Read => true,
+        // A revocation is answered with no body.
+        Verb::Health | Verb::Read | Verb::RevokeSelf => true,
     };
     if is_vaults { Verdict::Final } else { elsewhere(NOT_VAULTS).fault().into() }
 }
@@ -165,6 +170,8 @@ fn classify_bad_request(verb: Verb, text: Text) -> Verdict {
         Verdict::Stale("the key was not found")
     } else if verb == Verb::Encrypt && text.has("higher than the latest key version") {
         Verdict::Stale("the version is above the key's latest")
+    } else if matches!(verb, Verb::LookupWrapping | Verb::Unwrap) {
+        Verdict::Stale("the wrapping token is not known")
     } else {
         Verdict::Final
     }
@@ -180,6 +187,7 @@ fn classify_forbidden(verb: Verb, text: Text) -> Verdict {
         // No token was sent. A mount that is not there is answered so, and so it is by a
         // standby that has not heard of it and has lost its leader.
         Verb::Login => Verdict::Stale("the login was refused"),
+        Verb::LookupWrapping | Verb::Unwrap => Verdict::Stale("the wrapping token was refused"),
         _ if of_the_token => Verdict::TokenRefused,
         // A key that is not known yet would be created, which the policy forbids.
         Verb::Encrypt if of_the_policy => Verdict::Stale("the token's policy does not allow it"),

@@ -13,8 +13,8 @@ use crate::cluster::operation::{AddressIndex, AddressName, Call};
 use crate::cluster::stack::Stack;
 use crate::cluster::tls::LoadedTls;
 use crate::cluster::token::Lifetime;
-use crate::cluster::{CallErrorKind, Cluster, Operation, Verb};
-use crate::config::settings::{AuthSettings, ClusterSettings};
+use crate::cluster::{CallErrorKind, Cluster, Operation, Transport, Verb, auth};
+use crate::config::settings::ClusterSettings;
 use crate::transit::verdict::TransitVerdicts;
 
 /// Answers 200 in every state, so that the body can be read.
@@ -49,7 +49,24 @@ pub(super) async fn check(
     for (index, url) in (0_u8..).zip(&settings.addresses) {
         address(report, &stack, AddressIndex(index), &AddressName::of(url), timeout).await;
     }
-    let cluster = Cluster::new(Arc::clone(settings), Arc::new(stack), jitter);
+    let transport: Arc<dyn Transport> = Arc::new(stack);
+    // It can be done once, and the daemon is to do it.
+    match auth::would_unwrap(settings, &transport).await {
+        None => {}
+        Some(Ok(made_at)) => {
+            report.good(format!("AppRole: the wrapping token is good; it was made at {made_at}"));
+            report.warn(
+                "no login was tried, and no key was looked at: the daemon will unwrap the secret \
+                 ID when it starts; check again then",
+            );
+            return None;
+        }
+        Some(Err(error)) => {
+            report.fail(format!("no token: {error}"));
+            return None;
+        }
+    }
+    let cluster = Cluster::new(Arc::clone(settings), transport, jitter);
     match cluster.ready(Deadline::after(timeout)).await {
         Ok(()) => token(report, &cluster),
         Err(error) => {
@@ -106,11 +123,7 @@ async fn address(
 
 fn token(report: &mut Report, cluster: &Cluster) {
     let state = cluster.token_state();
-    let method = match &cluster.settings().auth {
-        AuthSettings::Token(_) => "token",
-        AuthSettings::TokenFile(_) => "token file",
-        AuthSettings::AppRole(_) => "AppRole",
-    };
+    let method = cluster.settings().auth.title();
     match state.lifetime {
         Lifetime::Unlimited => report.warn(format!(
             "{method}: the token never expires; is it a root token? Use AppRole with the least \

@@ -1,43 +1,68 @@
 //! AppRole: a role id and, unless the role does without, a secret id.
 
+mod wrapped;
+
 use std::path::Path;
 
 use futures_util::future::BoxFuture;
-use http::Method as HttpMethod;
-use secrecy::{ExposeSecret as _, SecretString};
-use zeroize::Zeroizing;
+use secrecy::ExposeSecret as _;
 
-use super::{AuthError, Begin, Method, Source, resolve};
+use self::wrapped::Wrapped;
+use super::{AuthError, Begin, Method, Rehearsal, Source, body, login, resolve};
+use crate::cluster::authenticate::Link;
 use crate::cluster::{Operation, Verb, path};
-use crate::config::settings::{AppRoleSettings, SecretSource};
+use crate::config::settings::{AppRoleSettings, SecretId, SecretSource};
 
 /// Logs in at `auth/<mount>/login`. Each login uses up one use of a limited secret id.
 #[derive(Debug)]
 pub(super) struct AppRole {
-    settings: AppRoleSettings,
-    namespace: Option<String>,
+    mount: String,
+    role_id: SecretSource,
+    proof: Proof,
+    link: Link,
+}
+
+/// What proves that we may use the role.
+#[derive(Debug)]
+enum Proof {
+    Nothing,
+    SecretId(SecretSource),
+    Wrapped(Wrapped),
 }
 
 // === impl AppRole ===
 
 impl AppRole {
-    pub(super) const fn new(settings: AppRoleSettings, namespace: Option<String>) -> Self {
-        Self { settings, namespace }
+    pub(super) fn new(settings: AppRoleSettings, link: Link) -> Self {
+        let AppRoleSettings { mount, role_id, secret_id } = settings;
+        let proof = match secret_id {
+            SecretId::None => Proof::Nothing,
+            SecretId::Given(source) => Proof::SecretId(source),
+            SecretId::Wrapped { token, kept_in } => {
+                Proof::Wrapped(Wrapped::new(token, kept_in, &mount, link.clone()))
+            }
+        };
+        Self { mount, role_id, proof, link }
+    }
+
+    /// Where the secret id was made that the next login would unwrap, if it would.
+    pub(super) async fn would_unwrap(&self) -> Option<Result<String, AuthError>> {
+        match &self.proof {
+            Proof::Nothing | Proof::SecretId(_) => None,
+            Proof::Wrapped(wrapped) => wrapped.fresh().await.transpose(),
+        }
     }
 
     async fn login(&self) -> Result<Operation, AuthError> {
-        let role_id = resolve(&self.settings.role_id).await?;
-        let secret_id = match &self.settings.secret_id {
-            Some(source) => Some(resolve(source).await?),
-            None => None,
+        let role_id = resolve(&self.role_id).await?;
+        let secret_id = match &self.proof {
+            Proof::Nothing => None,
+            Proof::SecretId(source) => Some(resolve(source).await?),
+            Proof::Wrapped(wrapped) => Some(wrapped.secret_id().await?),
         };
-        Ok(Operation {
-            verb: Verb::Login,
-            method: HttpMethod::POST,
-            path: format!("/v1/auth/{}/login", path::encode(&self.settings.mount)),
-            namespace: self.namespace.clone(),
-            body: Some(login_body(&role_id, secret_id.as_ref())),
-        })
+        let mut fields = vec![("role_id", role_id.expose_secret())];
+        fields.extend(secret_id.iter().map(|secret| ("secret_id", secret.expose_secret())));
+        Ok(login(&self.mount, "", self.link.namespace().cloned(), &fields))
     }
 }
 
@@ -55,32 +80,42 @@ impl Method for AppRole {
     }
 
     fn files(&self) -> Vec<&Path> {
-        [Some(&self.settings.role_id), self.settings.secret_id.as_ref()]
-            .into_iter()
-            .flatten()
-            .filter_map(|source| match source {
-                SecretSource::File(path) => Some(path.as_path()),
-                SecretSource::Inline(_) => None,
-            })
-            .collect()
+        let secret = match &self.proof {
+            Proof::Nothing => None,
+            Proof::SecretId(source) => source.file(),
+            Proof::Wrapped(wrapped) => wrapped.token_file(),
+        };
+        self.role_id.file().into_iter().chain(secret).collect()
     }
-}
 
-/// The body, in a buffer that does not grow: a character takes six bytes at most.
-fn login_body(role_id: &SecretString, secret_id: Option<&SecretString>) -> Zeroizing<Vec<u8>> {
-    let (role_id, secret_id) = (role_id.expose_secret(), secret_id.map(|s| s.expose_secret()));
-    let room = 64 + 6 * (role_id.len() + secret_id.map_or(0, str::len));
-    let mut body = Zeroizing::new(Vec::with_capacity(room));
-    body.extend_from_slice(b"{\"role_id\":");
-    push_json(&mut body, role_id);
-    if let Some(secret_id) = secret_id {
-        body.extend_from_slice(b",\"secret_id\":");
-        push_json(&mut body, secret_id);
+    fn identity(&self) -> String {
+        // A role id is no secret: it names the role, as a user name does.
+        let role = match &self.role_id {
+            SecretSource::Inline(id) => id.expose_secret().to_owned(),
+            SecretSource::File(path) => path.display().to_string(),
+        };
+        format!("appRole {} {role}", self.mount)
     }
-    body.push(b'}');
-    body
-}
 
-fn push_json(body: &mut Vec<u8>, text: &str) {
-    serde_json::to_writer(body, text).expect("a string always fits into memory as JSON");
+    fn rehearsal<'a>(
+        &'a self,
+        role: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<Rehearsal, AuthError>> {
+        Box::pin(async move {
+            let secret_id = match &self.proof {
+                Proof::Nothing => return Ok(Rehearsal::Free),
+                Proof::Wrapped(_) => return Ok(Rehearsal::Costs("a wrapped secret id")),
+                Proof::SecretId(source) => resolve(source).await?,
+            };
+            let Some(role) = role else { return Ok(Rehearsal::Unknown) };
+            let (mount, role) = (path::encode(&self.mount), path::encode_segment(role));
+            Ok(Rehearsal::Ask(Operation {
+                verb: Verb::Read,
+                method: http::Method::POST,
+                path: format!("/v1/auth/{mount}/role/{role}/secret-id/lookup"),
+                namespace: self.link.namespace().cloned(),
+                body: Some(body(&[("secret_id", secret_id.expose_secret())])),
+            }))
+        })
+    }
 }

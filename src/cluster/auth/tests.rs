@@ -6,7 +6,7 @@ use crate::cluster::Verb;
 use crate::cluster::testing::{
     self, BARE_403, ROLE_ID, Reply, SECRET_ID, Vault, app_role, decrypt, logged_in, ok, pass, soon,
 };
-use crate::config::settings::{AppRoleSettings, AuthSettings, SecretSource};
+use crate::config::settings::{AppRoleSettings, AuthSettings, SecretId, SecretSource};
 
 #[tokio::test(start_paused = true)]
 async fn a_login_names_role_and_secret_at_its_mount_and_nothing_else() {
@@ -29,7 +29,7 @@ async fn a_role_without_secret_id_sends_none() {
     let settings = AuthSettings::AppRole(AppRoleSettings {
         mount: "team a/approle".to_owned(),
         role_id: SecretSource::Inline("quoted\"role".into()),
-        secret_id: None,
+        secret_id: SecretId::None,
     });
     let (cluster, scripted) = testing::cluster(settings, |_| testing::login("t1", 60, true));
     cluster.ready(soon()).await.unwrap();
@@ -143,7 +143,7 @@ async fn a_new_secret_id_in_its_file_ends_the_wait_after_a_rejection() {
     let settings = AuthSettings::AppRole(AppRoleSettings {
         mount: "approle".to_owned(),
         role_id: SecretSource::Inline(ROLE_ID.into()),
-        secret_id: Some(SecretSource::File(path.clone())),
+        secret_id: SecretId::Given(SecretSource::File(path.clone())),
     });
     let (cluster, scripted) = testing::cluster(settings, |seen| {
         if seen.body.contains("expired") {

@@ -8,42 +8,17 @@ use opentelemetry::KeyValue;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::permit::{Permit, Witness};
+use super::policy::{BreakerPhase, BreakerPolicy, BreakerReport, OpenReason};
+use super::window::Window;
 use crate::clock::Jitter;
-use crate::cluster::error::{AttemptError, Fault};
-use crate::cluster::operation::{AddressName, Answer, Attempt};
+use crate::cluster::error::Fault;
+use crate::cluster::operation::AddressName;
 use crate::config::settings::ClusterName;
 use crate::telemetry::metrics::{self, Metric};
 
-/// When a breaker opens and for how long.
-#[derive(Clone, Copy, Debug)]
-pub struct BreakerPolicy {
-    /// Faults in a row that open it.
-    pub faults_to_open: u32,
-    /// How long it is open the first time; each failed trial doubles it.
-    pub open_at_first: Duration,
-    /// The longest that it is open.
-    pub open_at_most: Duration,
-    /// An attempt that had less than this and met its deadline says more about the caller
-    /// than about the address, and does not count.
-    pub silence: Duration,
-    /// An attempt that had as long as this and met its deadline opens it at once. Logins
-    /// wait that long, one at a time, and nothing hedges them: to count five of them would
-    /// take a minute at a frozen node.
-    pub long_silence: Duration,
-}
-
-/// What a breaker lets through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BreakerPhase {
-    /// Everything.
-    Closed,
-    /// One attempt, to see.
-    HalfOpen,
-    /// Nothing, for now.
-    Open,
-}
-
-/// A breaker's state, shared by its service, the pool that chooses and those who report.
+/// A breaker's state, shared by its service, the pool that chooses, the prober and those
+/// who report.
 #[derive(Clone)]
 pub struct BreakerState(Arc<Shared>);
 
@@ -53,82 +28,63 @@ struct Shared {
     policy: BreakerPolicy,
     jitter: Arc<Jitter>,
     state: Mutex<State>,
+    /// Wakes those who wait for the phase, or for the moment of a trial, to change.
     changed: Notify,
+    /// Holds one wish for a probe until the prober takes it.
+    probe: Notify,
 }
 
 struct State {
     gate: Gate,
+    /// When the gate came to what it is.
+    since: Instant,
     /// Grows with each change of phase; outcomes from before it are old news.
     epoch: u64,
-    /// Times that it has opened since it was last closed.
-    openings: u32,
+    /// Times that it has been opened, or kept open, since it was last closed.
+    stretches: u32,
     last_fault: Option<String>,
+    /// Outcomes since the last change of phase.
+    window: Window,
+    opened: u64,
+    reason: Option<OpenReason>,
 }
 
-#[derive(Clone, Copy)]
 enum Gate {
     Closed { faults: u32 },
-    Open { until: Instant },
+    Open(Open),
     HalfOpen,
 }
 
-/// The right to make one attempt. A trial's right goes back when it is dropped unused.
-#[derive(Debug)]
-pub(super) struct Permit(Witness);
+/// What an open gate waits for.
+struct Open {
+    /// The end of the span for which it was opened.
+    until: Instant,
+    /// What may let a trial through after that.
+    leave: Leave,
+    /// The end of the span has been told to the prober.
+    is_probe_asked: bool,
+}
 
-/// Names the attempt that its reports are about.
-#[derive(Clone)]
-pub struct Witness {
-    state: BreakerState,
-    epoch: u64,
-    trial: bool,
+/// What lets a trial through once the span is over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Leave {
+    /// Nothing yet: it waits for a good probe.
+    None,
+    /// A good probe has come since the gate opened, and no bad one after it.
+    Proven,
+    /// The pool has no address that serves, so a trial goes whatever probes say.
+    Forced,
 }
 
 /// What an attempt says about its address.
-enum Evidence {
+pub(super) enum Evidence {
     Sound,
-    Fault { what: String, eject: bool },
+    Fault {
+        what: String,
+        /// Why this one fault opens it, if it does.
+        ejects: Option<OpenReason>,
+    },
     Nothing,
-}
-
-// === impl BreakerPolicy ===
-
-impl Default for BreakerPolicy {
-    /// Five faults in a row: one restart breaks every connection in flight at once, and
-    /// two or three of those must not eject a node that is back already; a frozen node,
-    /// though, costs each call a hedge delay until it is left out, so not many more. One
-    /// second is about what an election takes where it is fast; half a minute is soon
-    /// enough to find a repaired node, and one trial in that time costs nothing.
-    fn default() -> Self {
-        Self {
-            faults_to_open: 5,
-            open_at_first: Duration::from_secs(1),
-            open_at_most: Duration::from_secs(30),
-            silence: Duration::from_secs(1),
-            long_silence: Duration::from_secs(5),
-        }
-    }
-}
-
-// === impl BreakerPhase ===
-
-impl BreakerPhase {
-    /// The word that spans and status use.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Closed => "closed",
-            Self::HalfOpen => "half_open",
-            Self::Open => "open",
-        }
-    }
-
-    const fn as_metric(self) -> f64 {
-        match self {
-            Self::Closed => 0.0,
-            Self::HalfOpen => 1.0,
-            Self::Open => 2.0,
-        }
-    }
 }
 
 // === impl BreakerState ===
@@ -143,12 +99,17 @@ impl BreakerState {
     ) -> Self {
         let state = Mutex::new(State {
             gate: Gate::Closed { faults: 0 },
+            since: Instant::now(),
             epoch: 0,
-            openings: 0,
+            stretches: 0,
             last_fault: None,
+            window: Window::new(policy.window),
+            opened: 0,
+            reason: None,
         });
-        let shared = Shared { cluster, address, policy, jitter, state, changed: Notify::new() };
-        let breaker = Self(Arc::new(shared));
+        let (changed, probe) = (Notify::new(), Notify::new());
+        let breaker =
+            Self(Arc::new(Shared { cluster, address, policy, jitter, state, changed, probe }));
         // An address that never fails must show too.
         breaker.tell(BreakerPhase::Closed);
         breaker
@@ -156,16 +117,14 @@ impl BreakerState {
 
     /// What it lets through now.
     pub fn phase(&self) -> BreakerPhase {
-        match self.lock().gate {
-            Gate::Closed { .. } => BreakerPhase::Closed,
-            Gate::Open { .. } => BreakerPhase::Open,
-            Gate::HalfOpen => BreakerPhase::HalfOpen,
-        }
+        self.lock().phase()
     }
 
-    /// Whether it is open and its time is up, so that the next attempt is a trial.
+    /// Whether the next attempt is a trial: it is open, its time is up, and a good probe
+    /// has come since it opened.
     pub fn is_trial_due(&self) -> bool {
-        matches!(self.lock().gate, Gate::Open { until } if until <= Instant::now())
+        let state = self.lock();
+        matches!(&state.gate, Gate::Open(open) if self.trial_at(open) <= Instant::now())
     }
 
     /// The last fault that counted since the address was last sound.
@@ -173,34 +132,157 @@ impl BreakerState {
         self.lock().last_fault.clone()
     }
 
-    /// Brings the next trial forward to `span` from now, when it would come later. The
-    /// pool asks for it when no address is usable: then to wait half a minute helps nobody.
+    /// All that the status page tells of it.
+    pub fn report(&self) -> BreakerReport {
+        let state = self.lock();
+        BreakerReport {
+            phase: state.phase(),
+            lasted: state.since.elapsed(),
+            opened: state.opened,
+            reason: state.reason,
+            last_fault: state.last_fault.clone(),
+        }
+    }
+
+    /// Brings the next trial forward to `span` from now, when it would come later, and
+    /// waits for no probe. The pool asks for it when no address is usable: then to wait
+    /// half a minute helps nobody.
     pub fn trial_within(&self, span: Duration) {
         let latest = Instant::now() + span;
         let mut state = self.lock();
-        if let Gate::Open { until } = &mut state.gate
-            && *until > latest
+        if let Gate::Open(open) = &mut state.gate
+            && self.trial_at(open) > latest
         {
-            *until = latest;
+            open.until = open.until.min(latest);
+            if open.leave == Leave::None {
+                open.leave = Leave::Forced;
+            }
             drop(state);
             self.0.changed.notify_waiters();
         }
     }
 
+    // --- what the prober asks and tells
+
+    /// Waits until a probe is worth its while: after each fault that counted, when the
+    /// breaker has opened, and when its time is up and no good probe has come since. One
+    /// such moment that nobody waited for is kept. Many faults may come in little time, so
+    /// the prober sets its own pace.
+    pub async fn probe_wanted(&self) {
+        loop {
+            let changed = self.0.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable(); // before the look, so that no change slips between
+            let over_at = self.probe_at();
+            tokio::select! {
+                () = self.0.probe.notified() => return,
+                () = changed => {}
+                () = tokio::time::sleep_until(over_at.unwrap_or_else(Instant::now)),
+                    if over_at.is_some() =>
+                {
+                    if self.take_probe() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The address has answered a probe well. That lets a trial through once the time is
+    /// up; it does not close anything, for a node may well answer probes and nothing else.
+    pub fn probe_good(&self) {
+        let mut state = self.lock();
+        if let Gate::Open(open) = &mut state.gate
+            && open.leave == Leave::None
+        {
+            open.leave = Leave::Proven;
+            drop(state);
+            self.0.changed.notify_waiters();
+        }
+    }
+
+    /// The address has answered a probe badly, or not at all. A closed breaker counts it as
+    /// one fault. An open one stays open, and longer each time that a trial would be due.
+    pub fn probe_bad(&self, why: String) {
+        let mut state = self.lock();
+        let stretches = state.stretches;
+        let what = match &mut state.gate {
+            Gate::Closed { .. } => return self.fault(state, why, None),
+            Gate::HalfOpen => return, // its trial says more
+            Gate::Open(open) => {
+                let now = Instant::now();
+                if open.leave == Leave::Proven {
+                    open.leave = Leave::None;
+                }
+                if open.leave == Leave::None && open.until <= now {
+                    open.until = now + self.0.jitter.around(self.0.policy.open_span(stretches));
+                    open.is_probe_asked = false;
+                    state.stretches = stretches.saturating_add(1);
+                }
+                why
+            }
+        };
+        state.last_fault = Some(what);
+        drop(state);
+        self.0.changed.notify_waiters();
+    }
+
+    /// When the prober is to be told that the time is up, if that is still to come.
+    fn probe_at(&self) -> Option<Instant> {
+        match &self.lock().gate {
+            Gate::Open(open) if open.leave != Leave::Proven && !open.is_probe_asked => {
+                Some(open.until)
+            }
+            _ => None,
+        }
+    }
+
+    /// Takes the wish for a probe that the end of the open span is, if it has come.
+    fn take_probe(&self) -> bool {
+        match &mut self.lock().gate {
+            Gate::Open(open)
+                if open.leave != Leave::Proven
+                    && !open.is_probe_asked
+                    && open.until <= Instant::now() =>
+            {
+                open.is_probe_asked = true;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    // --- admission
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().expect("no code panics while it holds this lock")
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.lock().epoch
+    }
+
+    /// When a trial goes, as far as is known. A prober that reports nothing at all must not
+    /// keep it open for ever.
+    fn trial_at(&self, open: &Open) -> Instant {
+        match open.leave {
+            Leave::Proven | Leave::Forced => open.until,
+            Leave::None => open.until + self.0.policy.probe_patience,
+        }
     }
 
     /// A permit, or the moment that is worth waiting for, if one is known.
     fn try_admit(&self) -> Result<Permit, Option<Instant>> {
         let mut state = self.lock();
-        let trial = match state.gate {
+        let trial = match &state.gate {
             Gate::Closed { .. } => false,
             Gate::HalfOpen => return Err(None),
-            Gate::Open { until } if until > Instant::now() => return Err(Some(until)),
-            Gate::Open { .. } => {
-                state.gate = Gate::HalfOpen;
-                state.epoch += 1;
+            Gate::Open(open) => {
+                let trial_at = self.trial_at(open);
+                if trial_at > Instant::now() {
+                    return Err(Some(trial_at));
+                }
+                state.pass_to(Gate::HalfOpen);
                 true
             }
         };
@@ -220,113 +302,118 @@ impl BreakerState {
             match self.try_admit() {
                 Ok(permit) => return permit,
                 Err(None) => changed.await,
-                Err(Some(until)) => {
+                Err(Some(trial_at)) => {
                     tokio::select! {
                         () = changed => {}
-                        () = tokio::time::sleep_until(until) => {}
+                        () = tokio::time::sleep_until(trial_at) => {}
                     }
                 }
             }
         }
     }
 
-    fn evidence(&self, fault: &Fault, took: Duration) -> Evidence {
+    // --- judgement
+
+    pub(super) fn evidence(&self, fault: &Fault, took: Duration) -> Evidence {
         match fault {
             Fault::Unsendable(_) | Fault::BreakerOpen { .. } | Fault::Silent(_) => {
                 Evidence::Nothing
             }
             Fault::Deadline if took < self.0.policy.silence => Evidence::Nothing,
             Fault::Elsewhere { verdict, .. } if verdict.eject => {
-                Evidence::Fault { what: fault.to_string(), eject: true }
+                Evidence::Fault { what: fault.to_string(), ejects: Some(OpenReason::Unfit) }
             }
             fault if fault.is_address_fault() => {
                 let is_long =
                     matches!(fault, Fault::Deadline) && took >= self.0.policy.long_silence;
-                Evidence::Fault { what: fault.to_string(), eject: is_long }
+                let ejects = is_long.then_some(OpenReason::LongSilence);
+                Evidence::Fault { what: fault.to_string(), ejects }
             }
             _ => Evidence::Sound, // it answered
         }
     }
 
-    fn weigh(&self, witness: &Witness, evidence: Evidence) {
-        let mut state = self.lock();
+    /// Takes what an attempt says, unless the phase has changed since it was let through.
+    pub(super) fn weigh(&self, witness: &Witness, evidence: Evidence) {
+        let state = self.lock();
         if state.epoch != witness.epoch {
             return;
         }
         match evidence {
             Evidence::Nothing => {}
-            Evidence::Sound => {
-                state.last_fault = None;
-                let was_closed = matches!(state.gate, Gate::Closed { .. });
-                state.gate = Gate::Closed { faults: 0 };
-                if !was_closed {
-                    state.openings = 0;
-                    state.epoch += 1;
-                    drop(state);
-                    self.closed();
-                }
-            }
-            Evidence::Fault { what, eject } => {
-                let faults = match state.gate {
-                    Gate::Closed { faults } => faults + 1,
-                    Gate::HalfOpen | Gate::Open { .. } => self.0.policy.faults_to_open,
-                };
-                state.last_fault = Some(what);
-                if faults < self.0.policy.faults_to_open && !eject {
-                    state.gate = Gate::Closed { faults };
-                    return;
-                }
-                let span = self.open_span(state.openings);
-                state.gate = Gate::Open { until: Instant::now() + span };
-                state.openings = state.openings.saturating_add(1);
-                state.epoch += 1;
-                let (what, first) = (state.last_fault.clone(), state.openings == 1);
-                drop(state);
-                self.opened(&what.unwrap_or_default(), span, first);
+            Evidence::Sound => self.sound(state),
+            Evidence::Fault { what, ejects } => {
+                self.fault(state, what, ejects);
+                self.0.probe.notify_one();
             }
         }
     }
 
+    fn sound(&self, mut state: MutexGuard<'_, State>) {
+        state.last_fault = None;
+        if let Gate::Closed { faults } = &mut state.gate {
+            *faults = 0;
+            state.window.count(false);
+            return;
+        }
+        state.stretches = 0;
+        state.pass_to(Gate::Closed { faults: 0 });
+        drop(state);
+        tracing::info!(server.address = %self.0.address, "An address answers again.");
+        self.tell(BreakerPhase::Closed);
+    }
+
+    fn fault(&self, mut state: MutexGuard<'_, State>, what: String, ejects: Option<OpenReason>) {
+        let reason = state.reason_to_open(&self.0.policy, ejects);
+        state.last_fault = Some(what);
+        if let Some(reason) = reason {
+            self.open(state, reason);
+        }
+    }
+
+    fn open(&self, mut state: MutexGuard<'_, State>, reason: OpenReason) {
+        let span = self.0.jitter.around(self.0.policy.open_span(state.stretches));
+        state.stretches = state.stretches.saturating_add(1);
+        state.opened += 1;
+        state.reason = Some(reason);
+        let until = Instant::now() + span;
+        state.pass_to(Gate::Open(Open { until, leave: Leave::None, is_probe_asked: false }));
+        let fault = state.last_fault.clone().unwrap_or_default();
+        drop(state);
+
+        let (address, seconds, reason) = (&self.0.address, span.as_secs_f64(), reason.as_str());
+        if reason == OpenReason::TrialFailed.as_str() {
+            tracing::debug!(server.address = %address, fault, seconds, "A trial failed.");
+        } else {
+            tracing::warn!(server.address = %address, fault, reason, seconds, "An address is left out.");
+        }
+        let [cluster, address] = self.labels();
+        let labels = [cluster, address, KeyValue::new("reason", reason)];
+        metrics::add(Metric::BreakerOpenings, 1, &labels);
+        self.tell(BreakerPhase::Open);
+    }
+
     /// A trial that came to nothing: the next one may go at once.
-    fn give_back(&self, witness: &Witness) {
+    pub(super) fn give_back(&self, witness: &Witness) {
         let mut state = self.lock();
         if state.epoch == witness.epoch && matches!(state.gate, Gate::HalfOpen) {
-            state.gate = Gate::Open { until: Instant::now() };
-            state.epoch += 1;
+            let (until, leave) = (Instant::now(), Leave::Proven);
+            state.pass_to(Gate::Open(Open { until, leave, is_probe_asked: false }));
             drop(state);
             self.tell(BreakerPhase::Open);
         }
     }
 
-    fn open_span(&self, openings: u32) -> Duration {
-        let BreakerPolicy { open_at_first, open_at_most, .. } = self.0.policy;
-        let grown = open_at_first.saturating_mul(1_u32.checked_shl(openings).unwrap_or(u32::MAX));
-        self.0.jitter.around(grown.min(open_at_most))
-    }
-
-    fn opened(&self, fault: &str, span: Duration, first: bool) {
-        let address = &self.0.address;
-        let seconds = span.as_secs_f64();
-        if first {
-            tracing::warn!(server.address = %address, fault, seconds, "An address is left out.");
-        } else {
-            tracing::debug!(server.address = %address, fault, seconds, "A trial failed.");
-        }
-        self.tell(BreakerPhase::Open);
-    }
-
-    fn closed(&self) {
-        tracing::info!(server.address = %self.0.address, "An address answers again.");
-        self.tell(BreakerPhase::Closed);
-    }
-
     fn tell(&self, phase: BreakerPhase) {
         self.0.changed.notify_waiters();
-        let labels = [
+        metrics::set(Metric::BreakerState, phase.as_metric(), &self.labels());
+    }
+
+    fn labels(&self) -> [KeyValue; 2] {
+        [
             KeyValue::new("cluster", self.0.cluster.as_str().to_owned()),
             KeyValue::new("server.address", self.0.address.as_str().to_owned()),
-        ];
-        metrics::set(Metric::BreakerState, phase.as_metric(), &labels);
+        ]
     }
 }
 
@@ -336,62 +423,41 @@ impl fmt::Debug for BreakerState {
     }
 }
 
-// === impl Permit, Witness ===
+// === impl State ===
 
-impl Permit {
-    /// Who may report on the attempt.
-    pub(super) fn witness(&self) -> Witness {
-        self.0.clone()
-    }
-
-    /// Reports the outcome; dropped without one, it reports that there is none.
-    pub(super) fn settle(
-        self,
-        attempt: &Attempt,
-        result: &Result<Answer, AttemptError>,
-        took: Duration,
-    ) {
-        let given_up = attempt.fate.is_given_up() && !self.0.trial;
-        let evidence = match result {
-            _ if given_up => Evidence::Nothing,
-            Ok(_) => Evidence::Sound,
-            Err(error) => self.0.state.evidence(&error.fault, took),
-        };
-        self.0.state.weigh(&self.0, evidence);
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        if self.0.trial {
-            self.0.state.give_back(&self.0);
+impl State {
+    const fn phase(&self) -> BreakerPhase {
+        match self.gate {
+            Gate::Closed { .. } => BreakerPhase::Closed,
+            Gate::Open(_) => BreakerPhase::Open,
+            Gate::HalfOpen => BreakerPhase::HalfOpen,
         }
     }
-}
 
-impl Witness {
-    /// Whether the attempt is a half-open breaker's one trial.
-    pub const fn is_trial(&self) -> bool {
-        self.trial
+    fn pass_to(&mut self, gate: Gate) {
+        self.gate = gate;
+        self.since = Instant::now();
+        self.epoch += 1;
+        self.window.clear();
     }
 
-    /// Whether the breaker has changed since the attempt was let through.
-    pub fn is_overtaken(&self) -> bool {
-        self.state.lock().epoch != self.epoch
-    }
-
-    /// The address was silent for longer than others are, while another one answered.
-    pub fn silent(&self, lasted: Duration) {
-        let what = format!("silent for {} ms while another answered", lasted.as_millis());
-        self.state.weigh(self, Evidence::Fault { what, eject: false });
-    }
-}
-
-impl fmt::Debug for Witness {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Witness")
-            .field("state", &self.state)
-            .field("trial", &self.trial)
-            .finish_non_exhaustive()
+    /// Counts one fault; why it opens the breaker, if it does.
+    fn reason_to_open(
+        &mut self,
+        policy: &BreakerPolicy,
+        ejects: Option<OpenReason>,
+    ) -> Option<OpenReason> {
+        let Gate::Closed { faults } = &mut self.gate else {
+            return Some(OpenReason::TrialFailed);
+        };
+        *faults = faults.saturating_add(1);
+        let is_a_row = *faults >= policy.faults_to_open;
+        self.window.count(true);
+        let recent = self.window.total();
+        let is_a_share =
+            recent.samples() >= policy.samples_to_judge && recent.ratio() >= policy.ratio_to_open;
+        ejects
+            .or(is_a_row.then_some(OpenReason::FaultsInARow))
+            .or(is_a_share.then_some(OpenReason::FailureRatio))
     }
 }

@@ -88,6 +88,82 @@ async fn it_opens_after_five_faults_in_a_row() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn it_opens_when_every_second_attempt_fails() {
+    let (state, mut service, mut server) = breaker();
+    for attempt in 1..=20 {
+        assert_eq!(state.phase(), BreakerPhase::Closed, "before attempt {attempt}");
+        let result = if attempt % 2 == 0 { Err(refused()) } else { Ok(answer(200)) };
+        go(&mut service, &mut server, result).await;
+        tokio::time::advance(Duration::from_millis(500)).await;
+    }
+    assert_eq!(state.phase(), BreakerPhase::Open);
+    assert_eq!(state.report().reason, Some(OpenReason::FailureRatio));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_few_attempts_make_no_ratio_and_old_ones_are_forgotten() {
+    let (state, mut service, mut server) = breaker();
+    for attempt in 0..200 {
+        let result = if attempt % 2 == 0 { Err(refused()) } else { Ok(answer(200)) };
+        go(&mut service, &mut server, result).await;
+        tokio::time::advance(Duration::from_secs(2)).await; // 15 in the window
+    }
+    assert_eq!(state.phase(), BreakerPhase::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_failed_before_it_opened_does_not_open_it_again() {
+    let (state, mut service, mut server) = breaker();
+    for _ in 0..19 {
+        go(&mut service, &mut server, Ok(answer(200))).await;
+    }
+    for fault in 1..=5 {
+        assert_eq!(state.phase(), BreakerPhase::Closed, "before fault {fault}");
+        go(&mut service, &mut server, Err(refused())).await;
+    }
+    state.probe_good();
+    tokio::time::advance(Duration::from_millis(1_001)).await;
+    go(&mut service, &mut server, Ok(answer(200))).await;
+    for _ in 0..4 {
+        go(&mut service, &mut server, Err(refused())).await;
+        assert_eq!(state.phase(), BreakerPhase::Closed);
+    }
+    // 4 of 19: had the window kept what came before, it would hold enough to judge by.
+    for _ in 0..14 {
+        go(&mut service, &mut server, Ok(answer(200))).await;
+    }
+    go(&mut service, &mut server, Err(refused())).await;
+    assert_eq!(state.phase(), BreakerPhase::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_report_tells_why_since_when_and_how_often() {
+    let (state, mut service, mut server) = breaker();
+    tokio::time::advance(Duration::from_secs(7)).await;
+    let expected = BreakerReport {
+        phase: BreakerPhase::Closed,
+        lasted: Duration::from_secs(7),
+        opened: 0,
+        reason: None,
+        last_fault: None,
+    };
+    assert_eq!(state.report(), expected);
+    open(&mut service, &mut server).await;
+    assert_eq!(state.report().reason, Some(OpenReason::Unfit));
+    state.probe_good();
+    tokio::time::advance(Duration::from_secs(2)).await;
+    go(&mut service, &mut server, Err(refused())).await;
+    let expected = BreakerReport {
+        phase: BreakerPhase::Open,
+        lasted: Duration::ZERO,
+        opened: 2,
+        reason: Some(OpenReason::TrialFailed),
+        last_fault: Some("connection refused".into()),
+    };
+    assert_eq!(state.report(), expected);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_sealed_node_is_left_out_at_once() {
     let (state, mut service, mut server) = breaker();
     open(&mut service, &mut server).await;
@@ -138,6 +214,7 @@ async fn half_open_lets_one_trial_through_and_its_success_closes() {
     open(&mut service, &mut server).await;
     assert_pending!(service.poll_ready());
     assert_pending!(other.poll_ready());
+    state.probe_good();
     tokio::time::advance(Duration::from_millis(1_001)).await;
     assert!(service.is_woken());
     assert!(state.is_trial_due());
@@ -158,6 +235,7 @@ async fn each_failed_trial_doubles_the_time_up_to_half_a_minute() {
     let (state, mut service, mut server) = breaker();
     open(&mut service, &mut server).await;
     for seconds in [1, 2, 4, 8, 16, 30, 30] {
+        state.probe_good();
         tokio::time::advance(Duration::from_millis(seconds * 1_000 - 1)).await;
         assert!(!state.is_trial_due(), "{seconds}");
         tokio::time::advance(Duration::from_millis(2)).await;
@@ -173,6 +251,7 @@ async fn a_trial_that_is_given_up_goes_back() {
     let (state, mut service, mut server) = breaker();
     let mut other = Spawn::new(service.get_ref().clone());
     open(&mut service, &mut server).await;
+    state.probe_good();
     tokio::time::advance(Duration::from_secs(2)).await;
     assert_ready_ok!(service.poll_ready());
     assert_pending!(other.poll_ready());
@@ -234,6 +313,7 @@ async fn outcomes_from_before_it_opened_do_not_lengthen_its_time() {
         send.send_response(Err(refused()));
         let _ = answering.await;
     }
+    state.probe_good();
     tokio::time::advance(Duration::from_millis(1_001)).await;
     assert!(state.is_trial_due());
 }
@@ -243,6 +323,7 @@ async fn a_trial_can_be_brought_forward_and_wakes_who_waits() {
     let (state, mut service, mut server) = breaker();
     open(&mut service, &mut server).await;
     for _ in 0..5 {
+        state.probe_good();
         tokio::time::advance(Duration::from_secs(31)).await;
         go(&mut service, &mut server, Err(refused())).await;
     }
@@ -253,3 +334,5 @@ async fn a_trial_can_be_brought_forward_and_wakes_who_waits() {
     waiting.await.unwrap().unwrap();
     assert!(began.elapsed() <= Duration::from_millis(1_001), "{:?}", began.elapsed());
 }
+
+mod probes;

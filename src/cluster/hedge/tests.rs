@@ -76,6 +76,7 @@ async fn a_trial_rides_on_a_call_that_does_not_wait_for_it() {
     });
     scripted.stack.call(call()).await.unwrap();
     assert_eq!(scripted.asked(), [0, 1]);
+    scripted.probe_good(0);
     tokio::time::advance(ms(1_001)).await;
     let began = Instant::now();
     let answer = scripted.stack.call(call()).await.unwrap();
@@ -94,6 +95,7 @@ async fn a_frozen_trial_costs_no_time_and_is_judged_in_the_background() {
     let calls = (0..5).map(|_| scripted.stack.call(call()));
     futures_util::future::join_all(calls).await;
     assert_eq!(scripted.stack.addresses()[0].breaker, BreakerPhase::Open);
+    scripted.probe_good(0);
     tokio::time::advance(ms(1_001)).await;
     let began = Instant::now();
     scripted.stack.call(call()).await.unwrap();

@@ -5,11 +5,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::BACKOFF_AT_MOST;
-use crate::cluster::error::{AttemptError, CallErrorKind, Fault};
+use crate::cluster::error::{AttemptError, Fault};
 use crate::cluster::hedge::{MAX_ATTEMPTS, Missed};
-use crate::cluster::operation::{
-    AddressIndex, AddressSet, Answer, Attempt, AttemptReason, Call, Fate,
-};
+use crate::cluster::operation::{AddressIndex, AddressSet, Attempt, AttemptReason, Call, Fate};
 
 /// How long a standby that answered with what may be stale gets before it is asked again:
 /// one lagged by 126 ms at most.
@@ -31,21 +29,6 @@ pub(super) struct Progress {
     pub(super) was_woken: bool,
 }
 
-/// The last that each address said to a call.
-#[derive(Default)]
-pub(super) struct LastWords {
-    /// What may be stale.
-    pub(super) stale: AddressSet,
-    /// What may be stale, for the second time.
-    pub(super) repeated: AddressSet,
-    /// That it does not accept the token.
-    pub(super) refused: AddressSet,
-    /// Nothing that is of use now; it is out of order.
-    pub(super) faulty: AddressSet,
-    /// That it cannot answer yet.
-    pub(super) later: AddressSet,
-}
-
 // === impl Progress ===
 
 impl Progress {
@@ -56,6 +39,7 @@ impl Progress {
             reason: if self.sent == 0 { AttemptReason::First } else { AttemptReason::Retry },
             tried: self.tried,
             is_second_opinion: call.operation.repeatable() && self.met(Fault::is_an_opinion),
+            needs_active: false,
             fate: Fate::default(),
         }
     }
@@ -117,57 +101,5 @@ impl Progress {
         let addresses = u32::try_from(addresses).unwrap_or(u32::MAX).max(1);
         let rounds = (MAX_ATTEMPTS.saturating_sub(self.sent) / addresses).clamp(1, 5);
         (remaining / (1 << rounds)).min(BACKOFF_AT_MOST)
-    }
-
-    pub(super) fn last_words(&self) -> LastWords {
-        let mut words = LastWords::default();
-        let mut heard = AddressSet::default();
-        for AttemptError { index, fault, .. } in self.failed.iter().rev() {
-            let is_stale = matches!(fault, Fault::Stale { .. });
-            if heard.contains(*index) {
-                if is_stale && words.stale.contains(*index) {
-                    words.repeated = words.repeated.with(*index);
-                }
-                continue;
-            }
-            heard = heard.with(*index);
-            let place = match fault {
-                Fault::Stale { .. } => &mut words.stale,
-                Fault::TokenRefused => &mut words.refused,
-                Fault::Elsewhere { verdict, .. } if !verdict.at_fault => &mut words.later,
-                _ => &mut words.faulty,
-            };
-            *place = place.with(*index);
-        }
-        words
-    }
-
-    /// Why the call ends, when it would end as `kind` for want of attempts or time: what
-    /// some addresses did say tells more than that others were silent.
-    pub(super) fn end(&self, kind: CallErrorKind) -> CallErrorKind {
-        if !matches!(kind, CallErrorKind::Exhausted | CallErrorKind::Deadline) {
-            return kind;
-        }
-        let words = self.last_words();
-        if !words.refused.is_empty() {
-            CallErrorKind::TokenRefused
-        } else if !words.stale.is_empty() {
-            CallErrorKind::Undecided
-        } else if self.met(|f| !matches!(f, Fault::Deadline | Fault::Silent(_))) {
-            // The same outage must not be told as one thing or the other by the chance of
-            // where in a pause the deadline came.
-            CallErrorKind::Exhausted
-        } else {
-            kind
-        }
-    }
-
-    /// The answer that all addresses gave; the last of them is handed on.
-    pub(super) fn take_stale_answer(&mut self) -> Option<Box<Answer>> {
-        let place = self.failed.iter().rposition(|a| matches!(a.fault, Fault::Stale { .. }))?;
-        match self.failed.remove(place).fault {
-            Fault::Stale { answer, .. } => Some(answer),
-            _ => None,
-        }
     }
 }

@@ -42,6 +42,7 @@ pub(crate) fn attempt() -> Attempt {
         reason: AttemptReason::First,
         tried: AddressSet::default(),
         is_second_opinion: false,
+        needs_active: false,
         fate: Fate::default(),
     }
 }
@@ -144,7 +145,18 @@ impl Scripted {
                 Stack::endpoint(&cluster, address, transport, &judge, &jitter)
             })
             .collect();
-        Self { stack: Stack::over(&cluster, endpoints, &jitter), asked }
+        let members = Members::fixed(cluster.clone(), endpoints);
+        Self { stack: Stack::over(&cluster, members, &jitter, None), asked }
+    }
+
+    /// A probe of the address `index` ends well; nothing here probes by itself.
+    pub(crate) fn probe_good(&self, index: u8) {
+        let roster = self.stack.members.roster();
+        roster
+            .get(AddressIndex(index))
+            .expect("it was made with this address")
+            .breaker
+            .probe_good();
     }
 
     /// Who was asked since the last time, in order.

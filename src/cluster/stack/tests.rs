@@ -1,5 +1,6 @@
 //! The policies together, over scripted addresses and paused time.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -10,9 +11,10 @@ use tokio::net::TcpListener;
 
 use super::testing::{Does, Scripted, call, name};
 use super::*;
+use crate::cluster::address::Role;
 use crate::cluster::breaker::BreakerPhase;
 use crate::cluster::error::Fault;
-use crate::cluster::operation::{Operation, Verdict};
+use crate::cluster::operation::{Operation, Verb, Verdict};
 use crate::config::settings::{AuthSettings, TlsSettings};
 use crate::task::OwnedTask;
 
@@ -83,6 +85,87 @@ async fn one_address_can_be_asked_past_its_breaker() {
     assert!(matches!(nowhere.fault, Fault::Unsendable(_)));
 }
 
+fn address(scripted: &Scripted, index: u8) -> Address {
+    scripted.stack.members.roster().get(AddressIndex(index)).unwrap().address.clone()
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_leave_an_address_that_became_slow_and_come_back_when_the_others_did() {
+    let takes = Arc::new([2, 2, 2].map(AtomicU64::new));
+    let script = Arc::clone(&takes);
+    let mut scripted = Scripted::new(3, move |index, _| {
+        Does::AnswersAfter(ms(script[usize::from(index)].load(Ordering::Relaxed)))
+    });
+    for index in 0..3 {
+        address(&scripted, index).latency.probed(ms(1));
+    }
+    let mut asked = async |calls: u64| {
+        for _ in 0..calls {
+            scripted.stack.call(call()).await.unwrap();
+            tokio::time::sleep(ms(100)).await;
+        }
+        scripted.asked()
+    };
+    let set = |index: usize, ms| takes[index].store(ms, Ordering::Relaxed);
+    assert_eq!(asked(50).await, [0; 50]);
+    set(0, 40);
+    assert_eq!(asked(1).await, [0], "nobody can know yet");
+    assert_eq!(asked(50).await, [1; 50], "one slow answer is enough");
+    set(0, 2);
+    assert_eq!(asked(600).await, [1; 600], "it is as quick again, but no quicker");
+    set(1, 40);
+    set(2, 40);
+    assert_eq!(asked(2).await, [1, 0], "the first of those that are quick, as far as is known");
+    assert_eq!(asked(600).await, [0; 600]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn attempts_under_way_make_room_for_others() {
+    let mut scripted = Scripted::new(3, |_, _| Does::AnswersAfter(ms(20)));
+    for index in 0..3 {
+        address(&scripted, index).latency.observe(ms(20));
+    }
+    let calls = (0..12).map(|_| scripted.stack.call(call()));
+    for outcome in futures_util::future::join_all(calls).await {
+        outcome.unwrap();
+    }
+    let asked = scripted.asked();
+    let counts = [0, 1, 2].map(|index| asked.iter().filter(|asked| **asked == index).count());
+    assert!(counts.iter().all(|count| (2..=6).contains(count)), "{counts:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sealed_node_is_asked_only_where_nothing_else_is_left() {
+    let mut scripted = Scripted::new(2, |index, _| match index {
+        0 => Does::Answers,
+        _ => Does::Refuses,
+    });
+    address(&scripted, 0).role.set(Role::Sealed);
+    scripted.stack.call(call()).await.unwrap();
+    let asked = scripted.asked();
+    assert!(asked.starts_with(&[1]) && asked.ends_with(&[0]), "{asked:?}");
+    assert_eq!(address(&scripted, 0).role.get(), Role::Unknown, "it served");
+    address(&scripted, 0).role.set(Role::Sealed);
+    address(&scripted, 1).role.set(Role::Sealed);
+    scripted.stack.call(call()).await.unwrap();
+    let status = scripted.stack.addresses();
+    assert_eq!([status[0].role, status[1].role], [Role::Unknown, Role::Sealed]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_changes_vault_goes_to_the_node_that_said_last_that_it_is_active() {
+    let mut scripted = Scripted::new(3, |_, _| Does::Answers);
+    let login = || testing::call_of(Verb::Login, Duration::from_secs(3));
+    scripted.stack.call(login()).await.unwrap();
+    assert_eq!(scripted.asked(), [0], "none is known");
+    for index in [1, 2, 1] {
+        address(&scripted, index).role.set(Role::Active);
+        scripted.stack.call(login()).await.unwrap();
+        assert_eq!(scripted.asked(), [index]);
+        tokio::time::sleep(ms(1)).await;
+    }
+}
+
 struct AllFinal;
 
 impl Classify for AllFinal {
@@ -96,9 +179,11 @@ fn real(addresses: Vec<Uri>) -> Result<Stack, StackError> {
         name: ClusterName::try_new("default").unwrap(),
         addresses,
         namespace: None,
+        auth_namespace: None,
         tls: TlsSettings::default(),
         auth: AuthSettings::Token("s.secret".into()),
         allow_plaintext: false,
+        token_cache: None,
     };
     let tls = LoadedTls::read(&settings.tls).unwrap();
     Stack::try_new(&settings, &tls, Arc::new(AllFinal), Arc::new(Jitter::off()))

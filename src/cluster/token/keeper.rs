@@ -7,6 +7,8 @@
 mod look;
 mod plan;
 mod publish;
+mod recall;
+mod rehearse;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +20,10 @@ use tracing::{debug, warn};
 
 use self::look::Checked;
 use self::plan::{KnownLease, Step, backoff, pause_after};
-use super::lease::{self, Lease};
+use self::publish::Origin;
+use self::rehearse::Rehearsals;
+use super::cache::TokenCache;
+use super::lease::{self, Grant, Lease};
 use super::{Current, Report};
 use crate::clock::{Deadline, Jitter};
 use crate::cluster::auth::{AuthError, Begin, Fingerprint, Method, Source, fingerprint};
@@ -41,6 +46,7 @@ const SHORT_LIFE: Duration = Duration::from_secs(30);
 /// The task's state.
 pub(super) struct Keeper {
     method: Box<dyn Method>,
+    cache: Option<TokenCache>,
     link: Link,
     jitter: Arc<Jitter>,
     publish: watch::Sender<Current>,
@@ -48,6 +54,11 @@ pub(super) struct Keeper {
     /// What the method's files held when the token was got.
     fingerprint: Option<Fingerprint>,
     lease: Option<KnownLease>,
+    /// What Vault calls the role that logged in.
+    role: Option<String>,
+    rehearsals: Rehearsals,
+    /// The lease of a token that an earlier process left, until Vault has accepted it.
+    recalled: Option<Lease>,
     serial: u64,
     last_login: Option<Instant>,
     last_lookup: Option<Instant>,
@@ -57,6 +68,8 @@ pub(super) struct Keeper {
     told: Option<String>,
     /// The token whose end was foretold, by its serial.
     foretold: u64,
+    /// The cache could not be used, and that was told.
+    cache_fails: bool,
 }
 
 /// Whether the token is still worth holding.
@@ -71,6 +84,7 @@ enum Outlook {
 impl Keeper {
     pub(super) fn new(
         method: Box<dyn Method>,
+        cache: Option<TokenCache>,
         link: Link,
         jitter: Arc<Jitter>,
         publish: watch::Sender<Current>,
@@ -78,23 +92,32 @@ impl Keeper {
     ) -> Self {
         Self {
             method,
+            cache,
             link,
             jitter,
             publish,
             reports,
             fingerprint: None,
             lease: None,
+            role: None,
+            rehearsals: Rehearsals::default(),
+            recalled: None,
             serial: 0,
             last_login: None,
             last_lookup: None,
             short_lives: 0,
             told: None,
             foretold: 0,
+            cache_fails: false,
         }
     }
 
     /// Runs until its owner ends it.
     pub(super) async fn run(&mut self) {
+        // Not again after a panic: that token may have been the reason.
+        if self.serial == 0 {
+            self.recall().await;
+        }
         loop {
             self.obtain().await;
             self.hold().await;
@@ -108,14 +131,21 @@ impl Keeper {
             let spacing =
                 if self.short_lives == 0 { SPACING } else { backoff(self.short_lives - 1) };
             if let Some(last) = self.last_login {
-                sleep_until(last + spacing).await;
+                sleep_until(last + self.jitter.around(spacing)).await;
             }
-            self.last_login = Some(Instant::now());
-            let outcome = self.login().await;
-            self.count(&outcome);
+            let outcome = match self.take_recalled().await {
+                Some(outcome) => outcome,
+                None => {
+                    self.last_login = Some(Instant::now());
+                    let outcome = self.login().await;
+                    self.count(&outcome);
+                    outcome
+                }
+            };
             let Err(error) = outcome else { return };
             self.tell_failure(&error);
-            let pause = self.jitter.around(pause_after(&error, failures));
+            // A whole fleet may have failed in the same moment.
+            let pause = self.jitter.half(pause_after(&error, failures));
             failures += 1;
             // While nobody answers, the next moment may bring somebody who does.
             let is_a_no = !matches!(error, AuthError::Unreachable(_));
@@ -136,37 +166,41 @@ impl Keeper {
     }
 
     async fn log_in(&mut self, operation: Operation) -> Result<(), AuthError> {
-        let method = self.method.name();
-        let answer = match self.send(Arc::new(operation), None).await {
-            Ok(answer) if answer.status.is_success() => answer,
-            Ok(answer) => return Err(AuthError::of_login(method, &answer)),
-            Err(error) => {
-                return Err(match error.kind {
-                    CallErrorKind::Agreed(answer) => AuthError::of_login(method, &answer),
-                    _ => AuthError::Unreachable(error),
-                });
-            }
-        };
-        let Some((token, lease)) = lease::of_login(&answer.body) else {
+        let answer = self.answer_to_login(operation).await?;
+        let Some(Grant { token, lease, role }) = lease::of_login(&answer.body) else {
             let address = answer.address.to_string();
             return Err(AuthError::Unacceptable { address, what: "without a token in it" });
         };
-        self.accept(token, Some(lease), Some(Instant::now()));
+        self.role = role;
+        self.accept(token, Some(lease), Origin::Login);
+        self.keep_cached().await;
         Ok(())
+    }
+
+    async fn answer_to_login(&self, operation: Operation) -> Result<Answer, AuthError> {
+        let method = self.method.name();
+        match self.send(Arc::new(operation), None).await {
+            Ok(answer) if answer.status.is_success() => Ok(answer),
+            Ok(answer) => Err(AuthError::of_login(method, &answer)),
+            Err(error) => Err(match error.kind {
+                CallErrorKind::Agreed(answer) => AuthError::of_login(method, &answer),
+                _ => AuthError::Unreachable(error),
+            }),
+        }
     }
 
     /// A token that is there already: used at once, unless Vault says that it is dead.
     async fn take(&mut self, token: SecretString) -> Result<(), AuthError> {
         let shared = Arc::new(token.clone());
         match self.look_up(&shared).await {
-            Checked::Lives(lease) => self.accept(token, Some(lease), None),
+            Checked::Lives(lease) => self.accept(token, Some(lease), Origin::Given),
             Checked::LivesUnseen => {
                 warn!(
                     cluster = %self.link.name(),
                     "The token may not look at itself, so its ttl is unknown and it is not \
                      renewed; allow read on auth/token/lookup-self."
                 );
-                self.accept(token, None, None);
+                self.accept(token, None, Origin::Given);
             }
             Checked::Dead => {
                 if self.holds(&token) {
@@ -189,10 +223,11 @@ impl Keeper {
 
     /// Keeps the token until it must be got anew.
     async fn hold(&mut self) {
-        let files_matter = self.method.source() == Source::File;
+        let source = self.method.source();
+        let files_matter = !self.method.files().is_empty();
         let mut poll = file_poll();
         loop {
-            let source = self.method.source();
+            let rehearsal = self.rehearsals.due();
             let step = self.lease.map_or(Step::Nothing, |known| known.next_step(source));
             tokio::select! {
                 () = sleep_until(step.at()), if step != Step::Nothing => match step {
@@ -208,9 +243,15 @@ impl Keeper {
                         return;
                     }
                 }
+                () = sleep_until(rehearsal.unwrap_or_else(Instant::now)), if rehearsal.is_some() => {
+                    self.rehearse().await;
+                }
                 _ = poll.tick(), if files_matter => {
                     if self.files_changed().await {
-                        self.take_from_file().await;
+                        match source {
+                            Source::File => self.take_from_file().await,
+                            Source::Login | Source::Nowhere => self.rehearse_soon().await,
+                        }
                     }
                     if self.held().is_none() {
                         return;
@@ -255,7 +296,10 @@ impl Keeper {
             return self.not_renewable(&said);
         }
         match lease::of_login(&answer.body) {
-            Some((_, renewed)) => self.renewed(renewed, known.lease.granted),
+            Some(Grant { lease, .. }) => {
+                self.renewed(lease, known.lease.granted);
+                self.keep_cached().await;
+            }
             None => self.renewal_failed("the answer holds no lease"),
         }
         Outlook::Lives

@@ -27,6 +27,15 @@ pub(super) struct Lease {
 /// Longest ttl that is counted with (a hundred years), so that no sum overflows.
 const LONGEST_TTL: u64 = 100 * 366 * 24 * 3_600;
 
+/// A token that a login brought.
+#[derive(Debug)]
+pub(super) struct Grant {
+    pub(super) token: SecretString,
+    pub(super) lease: Lease,
+    /// What Vault calls the role that logged in, when it says.
+    pub(super) role: Option<String>,
+}
+
 #[derive(Deserialize)]
 struct LookupBody {
     data: LookupData,
@@ -42,6 +51,7 @@ struct LookupData {
     #[serde(default)]
     num_uses: u64,
     expire_time: Option<serde::de::IgnoredAny>,
+    meta: Option<Meta>,
 }
 
 #[derive(Deserialize)]
@@ -57,6 +67,13 @@ struct AuthData {
     renewable: bool,
     #[serde(default)]
     num_uses: u64,
+    metadata: Option<Meta>,
+}
+
+/// What a method says of who logged in; each has its own words for it.
+#[derive(Deserialize)]
+struct Meta {
+    role_name: Option<serde_json::Value>,
 }
 
 /// `GET auth/token/lookup-self`.
@@ -85,29 +102,50 @@ pub(super) fn renew_request(link: &Link, granted: Duration) -> Arc<Operation> {
     })
 }
 
-/// Reads the answer to a lookup.
-pub(super) fn of_lookup(body: &[u8]) -> Option<Lease> {
-    let LookupData { ttl, creation_ttl, renewable, num_uses, expire_time } =
+/// `POST auth/token/revoke-self`.
+pub(super) fn revoke_request(link: &Link) -> Arc<Operation> {
+    Arc::new(Operation {
+        verb: Verb::RevokeSelf,
+        method: Method::POST,
+        path: "/v1/auth/token/revoke-self".to_owned(),
+        namespace: link.namespace().cloned(),
+        body: None,
+    })
+}
+
+/// Reads the answer to a lookup, and what it calls the role that logged in.
+pub(super) fn of_lookup(body: &[u8]) -> Option<(Lease, Option<String>)> {
+    let LookupData { ttl, creation_ttl, renewable, num_uses, expire_time, meta } =
         serde_json::from_slice::<LookupBody>(body).ok()?.data;
     let is_unlimited = ttl == 0 && expire_time.is_none();
-    Some(Lease {
+    let lease = Lease {
         ttl: (!is_unlimited).then(|| seconds(ttl)),
         granted: seconds(creation_ttl.max(ttl)),
         renewable,
         uses: num_uses,
-    })
+    };
+    Some((lease, meta.and_then(Meta::role)))
 }
 
 /// Reads the answer to a login or a renewal.
-pub(super) fn of_login(body: &[u8]) -> Option<(SecretString, Lease)> {
-    let AuthData { client_token, lease_duration, renewable, num_uses } =
+pub(super) fn of_login(body: &[u8]) -> Option<Grant> {
+    let AuthData { client_token, lease_duration, renewable, num_uses, metadata } =
         serde_json::from_slice::<AuthBody>(body).ok()?.auth;
     let ttl = seconds(lease_duration);
     let lease =
         Lease { ttl: (!ttl.is_zero()).then_some(ttl), granted: ttl, renewable, uses: num_uses };
     let is_sendable =
         !client_token.is_empty() && client_token.bytes().all(|b| b.is_ascii_graphic());
-    is_sendable.then(|| (SecretString::from(client_token), lease))
+    let role = metadata.and_then(Meta::role);
+    is_sendable.then(|| Grant { token: SecretString::from(client_token), lease, role })
+}
+
+// === impl Meta ===
+
+impl Meta {
+    fn role(self) -> Option<String> {
+        Some(self.role_name?.as_str()?.to_owned())
+    }
 }
 
 fn seconds(ttl: u64) -> Duration {

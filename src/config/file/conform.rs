@@ -16,7 +16,6 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("status.version", "write statusVersion, without a block around it"),
     ("socketFile", "write `socket: { path: … }`"),
     ("approle", "write `appRole` under `auth`, or roleID and secretIDFile beside addr"),
-    ("auth", "beside addr, write token, tokenFile or roleID directly; `auth` is for `clusters`"),
 ];
 
 /// Keeps of `node` what `keys` describe and reports the rest.

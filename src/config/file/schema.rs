@@ -46,6 +46,7 @@ pub(in crate::config) const FILE: &[Key] = &[
     key("clientKey", Text),
     key("tlsServerName", Text),
     key("allowPlaintext", Text),
+    key("tokenCache", Text),
     key("token", Secret),
     key("tokenFile", Text),
     key("roleID", Text),
@@ -53,6 +54,7 @@ pub(in crate::config) const FILE: &[Key] = &[
     key("secretID", Secret),
     key("secretIDFile", Text),
     key("authPath", Text),
+    key("auth", Block(AUTH)),
     // Any number of clusters.
     key("clusters", Named(CLUSTER)),
     key("socket", Block(SOCKET)),
@@ -92,17 +94,38 @@ const CLUSTER: &[Key] = &[
     key("clientKey", Text),
     key("tlsServerName", Text),
     key("allowPlaintext", Text),
+    key("tokenCache", Text),
     key("auth", Block(AUTH)),
 ];
 
-const AUTH: &[Key] =
-    &[key("token", Secret), key("tokenFile", Text), key("appRole", Block(APP_ROLE))];
+const AUTH: &[Key] = &[
+    key("namespace", Text),
+    key("token", Secret),
+    key("tokenFile", Text),
+    key("appRole", Block(APP_ROLE)),
+    key("kubernetes", Block(SIGNED_TOKEN)),
+    key("jwt", Block(SIGNED_TOKEN)),
+    key("cert", Block(&[key("role", Text), key("mount", Text)])),
+    key("userpass", Block(USERPASS)),
+];
 
 const APP_ROLE: &[Key] = &[
     key("roleID", Text),
     key("roleIDFile", Text),
     key("secretID", Secret),
     key("secretIDFile", Text),
+    key("wrappedSecretID", Secret),
+    key("wrappedSecretIDFile", Text),
+    key("mount", Text),
+];
+
+/// Of a login with a signed token in a file.
+const SIGNED_TOKEN: &[Key] = &[key("role", Text), key("tokenFile", Text), key("mount", Text)];
+
+const USERPASS: &[Key] = &[
+    key("username", Text),
+    key("password", Secret),
+    key("passwordFile", Text),
     key("mount", Text),
 ];
 

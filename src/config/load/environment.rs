@@ -5,7 +5,7 @@
 //! `socket.allowedUids`. Those of Vault's, OpenBao's and OpenTelemetry's own tools fill
 //! in what nothing else says.
 
-use super::Merged;
+use super::{Field, Merged};
 use crate::config::diagnostics::{Place, Problem};
 use crate::config::file::conform::conform;
 use crate::config::file::schema::{self, FILE, Key, Shape};
@@ -113,7 +113,8 @@ pub(super) fn ambient(
             fill(&["clientCert"], vault("CLIENT_CERT"));
             fill(&["clientKey"], vault("CLIENT_KEY"));
         }
-        if !written(&["token", "tokenFile", "roleID", "roleIDFile", "secretID", "secretIDFile"]) {
+        let logs_in = ["token", "tokenFile", "roleID", "roleIDFile", "secretID", "secretIDFile"];
+        if !written(&logs_in) && !names_a_method(&file) {
             fill(&["token"], vault("TOKEN"));
         }
         if let Some(skip) = vault("SKIP_VERIFY") {
@@ -134,4 +135,10 @@ pub(super) fn ambient(
     }
     fill(&["traces", "endpoint"], endpoint);
     root
+}
+
+/// Whether the block `auth` says how to log in, and not only where.
+fn names_a_method(file: &Field<'_>) -> bool {
+    let auth = file.get("auth");
+    auth.is_some_and(|auth| auth.entries().iter().any(|(name, _)| *name != "namespace"))
 }

@@ -1,69 +1,136 @@
-//! How to log in: the flat keys beside `addr`, and the block `auth` of a cluster.
+//! How to log in: the flat keys beside `addr`, and the block `auth`. [`methods`] reads
+//! what each way needs.
 
-use secrecy::SecretString;
+mod methods;
 
-use super::report::{Holds, Report};
+use std::path::PathBuf;
+
+use super::report::Report;
 use super::values::{shown, vault_path};
 use crate::config::diagnostics::Place;
 use crate::config::load::Field;
-use crate::config::settings::{AppRoleSettings, AuthSettings, SecretSource};
+use crate::config::settings::{AuthSettings, CertSettings, ClusterName};
 
-/// The flat keys of the Oracle plugin and their `…File` twins.
-pub(super) fn flat(report: &mut Report<'_>, keys: &Field<'_>) -> Option<AuthSettings> {
-    let role: Vec<_> = ["roleID", "roleIDFile", "secretID", "secretIDFile"]
-        .into_iter()
-        .filter_map(|key| keys.get(key))
-        .collect();
-    let methods = [keys.get("token"), keys.get("tokenFile"), role.into_iter().next()];
-    let first = one_method(report, methods.into_iter().flatten().collect())?;
-    let Some(first) = first else {
-        let has_certificate = keys.get("clientCert").is_some();
-        let what = if has_certificate {
-            "there is no way to log in; a login with the client certificate is not supported yet"
-        } else {
-            "there is no way to log in"
-        };
-        report.missing("", None, what, "write tokenFile, or roleID and secretIDFile");
-        return None;
+/// The ways to log in, as keys of the block `auth`.
+const METHODS: [&str; 7] =
+    ["token", "tokenFile", "appRole", "kubernetes", "jwt", "cert", "userpass"];
+
+/// What a login must know of the cluster around it.
+pub(super) struct Around<'a> {
+    pub(super) cluster: &'a ClusterName,
+    /// The path of the cluster's keys, with a dot at its end unless it is empty.
+    pub(super) path: &'a str,
+    pub(super) place: Option<Place>,
+    /// The cluster's keys stand beside `keyNames`.
+    pub(super) is_flat: bool,
+    pub(super) state_dir: Option<PathBuf>,
+}
+
+/// How to log in, and in which namespace.
+pub(super) struct Login {
+    pub(super) settings: AuthSettings,
+    pub(super) namespace: AuthNamespace,
+}
+
+/// Where the login is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum AuthNamespace {
+    /// Where the cluster's keys are.
+    Same,
+    /// In the root namespace.
+    Root,
+    /// In another.
+    Other(String),
+}
+
+/// Reads how the cluster with these `keys` is logged in to.
+pub(super) fn login(
+    report: &mut Report<'_>,
+    keys: &Field<'_>,
+    around: Around<'_>,
+) -> Option<Login> {
+    let auth = keys.get("auth");
+    let namespace = match auth.as_ref().and_then(|auth| auth.get("namespace")) {
+        Some(field) => namespace(report, &field)?,
+        None => AuthNamespace::Same,
     };
-    match first.path() {
-        "token" | "tokenFile" => token(report, &first),
-        _ => {
-            let mount = keys.get("authPath").map(|f| flat_mount(report, &f));
-            app_role(report, keys, "", mount.unwrap_or_else(|| Some("approle".to_owned())))
+    let mut candidates = Vec::new();
+    if around.is_flat {
+        let role = ["roleID", "roleIDFile", "secretID", "secretIDFile"];
+        candidates.extend(["token", "tokenFile"].into_iter().filter_map(|key| keys.get(key)));
+        candidates.extend(role.into_iter().find_map(|key| keys.get(key)));
+    }
+    candidates.extend(METHODS.into_iter().filter_map(|key| auth.as_ref()?.get(key)));
+    let settings = match one_method(report, candidates)? {
+        Some(method) if method.is_block() => block(report, keys, &method, &around),
+        Some(method) if method.path().ends_with("token") => methods::token(report, &method),
+        Some(method) if method.path().ends_with("tokenFile") => {
+            Some(methods::token_file(report, &method))
         }
+        Some(_) => {
+            let mount = flat_mount(report, keys, "approle");
+            methods::app_role(report, keys, "", mount, &around)
+        }
+        // As the Oracle plugin has it: a certificate and nothing else is the login.
+        None if around.is_flat && keys.get("clientCert").is_some() => {
+            let mount = flat_mount(report, keys, "cert");
+            mount.map(|mount| AuthSettings::Cert(CertSettings { mount, role: None }))
+        }
+        None => {
+            nothing(report, auth.as_ref(), &around);
+            None
+        }
+    };
+    Some(Login { settings: settings?, namespace })
+}
+
+/// A method that is a block of its own, under `auth`.
+fn block(
+    report: &mut Report<'_>,
+    keys: &Field<'_>,
+    method: &Field<'_>,
+    around: &Around<'_>,
+) -> Option<AuthSettings> {
+    if let Some(field) = keys.get("authPath").filter(|_| around.is_flat) {
+        report.error(
+            &field,
+            format!("it has no effect on {}", method.path()),
+            format!("write {}.mount instead", method.path()),
+        );
+    }
+    let name = method.path().rsplit('.').next().unwrap_or_default();
+    match name {
+        "appRole" => {
+            let mount = methods::mount(report, method, "approle");
+            methods::app_role(report, method, &format!("{}.", method.path()), mount, around)
+        }
+        "kubernetes" => methods::kubernetes(report, method),
+        "jwt" => methods::jwt(report, method),
+        "cert" => methods::cert(report, method, keys.get("clientCert").is_some()),
+        _ => methods::userpass(report, method),
     }
 }
 
-/// The block `auth` of a cluster.
-pub(super) fn block(
-    report: &mut Report<'_>,
-    keys: &Field<'_>,
-    path: &str,
-    place: Option<Place>,
-) -> Option<AuthSettings> {
-    let auth = keys.get("auth");
-    let methods = ["token", "tokenFile", "appRole"].into_iter();
-    let methods = methods.filter_map(|key| auth.as_ref()?.get(key)).collect();
-    let Some(first) = one_method(report, methods)? else {
+fn nothing(report: &mut Report<'_>, auth: Option<&Field<'_>>, around: &Around<'_>) {
+    let what = "there is no way to log in";
+    if around.is_flat {
+        report.missing("", None, what, "write tokenFile, or roleID and secretIDFile, or auth");
+    } else {
         report.missing(
-            format!("{path}auth"),
-            auth.and_then(|a| a.place()).or(place),
-            "there is no way to log in",
+            format!("{}auth", around.path),
+            auth.and_then(Field::place).or_else(|| around.place.clone()),
+            what,
             "write `auth: { tokenFile: … }` or \
              `auth: { appRole: { roleID: …, secretIDFile: … } }`",
         );
-        return None;
-    };
-    if !first.is_block() {
-        return token(report, &first);
     }
-    let mount = match first.get("mount") {
-        Some(field) => vault_path(report, &field)
-            .map(|mount| mount.strip_prefix("auth/").map(str::to_owned).unwrap_or(mount)),
-        None => Some("approle".to_owned()),
-    };
-    app_role(report, &first, &format!("{}.", first.path()), mount)
+}
+
+fn namespace(report: &mut Report<'_>, field: &Field<'_>) -> Option<AuthNamespace> {
+    match field.text() {
+        "root" | "/" => Some(AuthNamespace::Root),
+        _ => vault_path(report, field).map(AuthNamespace::Other),
+    }
 }
 
 /// The only method of `methods`; `None` inside when there is none, outside when there are
@@ -84,89 +151,40 @@ fn one_method<'a>(report: &mut Report<'_>, methods: Vec<Field<'a>>) -> Option<Op
     alone.then_some(first)
 }
 
-fn token(report: &mut Report<'_>, field: &Field<'_>) -> Option<AuthSettings> {
-    if field.path().ends_with("tokenFile") {
-        return Some(AuthSettings::TokenFile(report.file_to_come(field, Holds::Secret)));
-    }
-    report.inline_secret(field, "tokenFile");
-    let token = field.text().trim();
-    if !token.bytes().all(|b| b.is_ascii_graphic()) {
-        report.error(
-            field,
-            "the token holds characters that no token has",
-            "copy it again, on one line",
-        );
-        return None;
-    }
-    Some(AuthSettings::Token(SecretString::from(token)))
-}
-
-fn app_role(
-    report: &mut Report<'_>,
-    keys: &Field<'_>,
-    path: &str,
-    mount: Option<String>,
-) -> Option<AuthSettings> {
-    let role_id = twins(report, keys, "roleID", "roleIDFile", Holds::Public);
-    let secret_id = twins(report, keys, "secretID", "secretIDFile", Holds::Secret);
-    let (role_id, secret_id) = (role_id?, secret_id?);
-    let Some(role_id) = role_id else {
-        report.missing(
-            format!("{path}roleID"),
-            keys.get("secretID").or_else(|| keys.get("secretIDFile")).and_then(|f| f.place()),
-            "a secret id needs the role that it belongs to",
-            "add roleID: `vault read auth/approle/role/<role>/role-id` prints it",
-        );
-        return None;
-    };
-    Some(AuthSettings::AppRole(AppRoleSettings { mount: mount?, role_id, secret_id }))
-}
-
-/// A value or the file that holds it; `None` outside when both are there.
-fn twins(
-    report: &mut Report<'_>,
-    keys: &Field<'_>,
-    inline: &str,
-    in_file: &str,
-    holds: Holds,
-) -> Option<Option<SecretSource>> {
-    match (keys.get(inline), keys.get(in_file)) {
-        (Some(_), Some(file)) => {
-            let what = format!("both {inline} and {in_file} are written");
-            report.error(&file, what, "keep one of the two");
-            None
-        }
-        (Some(text), None) => {
-            if holds == Holds::Secret {
-                report.inline_secret(&text, in_file);
-            }
-            Some(Some(SecretSource::Inline(SecretString::from(text.text().trim()))))
-        }
-        (None, Some(file)) => Some(Some(SecretSource::File(report.file(&file, holds)))),
-        (None, None) => Some(None),
-    }
-}
-
-/// `authPath` as the Oracle plugin means it: what stands before `/approle/login`.
-fn flat_mount(report: &mut Report<'_>, field: &Field<'_>) -> Option<String> {
-    let path = vault_path(report, field)?;
+/// The mount under `authPath`, which is what stands before `/approle/login` or
+/// `/cert/login`, as the Oracle plugin means it.
+fn flat_mount(report: &mut Report<'_>, keys: &Field<'_>, method: &str) -> Option<String> {
+    let Some(field) = keys.get("authPath") else { return Some(method.to_owned()) };
+    let path = vault_path(report, &field)?;
     match path.strip_prefix("auth") {
-        Some("") => Some("approle".to_owned()),
-        Some(rest) if rest.starts_with('/') => Some(format!("{}/approle", &rest[1..])),
+        Some("") => Some(method.to_owned()),
+        Some(rest) if rest.starts_with('/') => Some(format!("{}/{method}", &rest[1..])),
         _ => {
             report.error(
-                field,
+                &field,
                 format!(
-                    "the login would be at {}/approle, and Vault has all logins under auth/",
+                    "the login would be at {}/{method}, and Vault has all logins under auth/",
                     shown(&path)
                 ),
                 format!(
-                    "write auth/{0} for auth/{0}/approle; for another mount use `clusters` and \
-                     appRole.mount",
+                    "write auth/{0} for auth/{0}/{method}; for another mount use the block auth",
                     shown(&path)
                 ),
             );
             None
+        }
+    }
+}
+
+// === impl AuthNamespace ===
+
+impl AuthNamespace {
+    /// The namespace itself, given that of the cluster; `None` is the root.
+    pub(super) fn within(self, cluster: Option<&String>) -> Option<String> {
+        match self {
+            Self::Same => cluster.cloned(),
+            Self::Root => None,
+            Self::Other(name) => Some(name),
         }
     }
 }

@@ -7,6 +7,7 @@ use http::Uri;
 
 use super::auth;
 use super::report::{Holds, Report};
+use super::token_cache::{self, token_cache};
 use super::values::{self, Path, shown, vault_path};
 use crate::config::load::{Field, FileForm};
 use crate::config::settings::{ClientIdentity, ClusterName, ClusterSettings, TlsSettings};
@@ -27,6 +28,7 @@ const FLAT: &[&str] = &[
     "clientKey",
     "tlsServerName",
     "allowPlaintext",
+    "tokenCache",
     "token",
     "tokenFile",
     "roleID",
@@ -34,6 +36,7 @@ const FLAT: &[&str] = &[
     "secretID",
     "secretIDFile",
     "authPath",
+    "auth",
 ];
 
 /// A cluster, and what its KEKs inherit. The settings are `None` when they had problems,
@@ -51,7 +54,7 @@ pub(super) struct Cluster<'a> {
 pub(super) fn clusters<'a>(report: &mut Report<'_>, file: &Field<'a>) -> Vec<Cluster<'a>> {
     let Some(block) = file.get("clusters") else {
         let name = ClusterName::try_new("default").expect("it follows the rules of names");
-        return vec![cluster(report, file, name, None)];
+        return vec![cluster(report, file, file, name, None)];
     };
     for key in FLAT {
         if let Some(flat) = file.get(key) {
@@ -69,15 +72,17 @@ pub(super) fn clusters<'a>(report: &mut Report<'_>, file: &Field<'a>) -> Vec<Clu
     let mut found = Vec::new();
     for (name, field) in entries {
         match ClusterName::try_new(name) {
-            Ok(name) => found.push(cluster(report, &field, name, Some(field.clone()))),
+            Ok(name) => found.push(cluster(report, file, &field, name, Some(field.clone()))),
             Err(error) => report.error(&field, error.to_string(), "give the cluster another name"),
         }
     }
+    token_cache::each_its_own(report, &found);
     found
 }
 
 fn cluster<'a>(
     report: &mut Report<'_>,
+    file: &Field<'a>,
     keys: &Field<'a>,
     name: ClusterName,
     block: Option<Field<'a>>,
@@ -99,20 +104,27 @@ fn cluster<'a>(
         }
     };
     let tls = tls(report, keys);
-    let auth = match &block {
-        Some(_) => auth::block(report, keys, &path_prefix, place),
-        None => auth::flat(report, keys),
-    };
     let namespace = keys.get("namespace").and_then(|f| vault_path(report, &f));
+    let around = auth::Around {
+        cluster: &name,
+        path: &path_prefix,
+        place,
+        is_flat: block.is_none(),
+        state_dir: file.get("stateDir").map(|f| f.text().into()),
+    };
+    let auth = auth::login(report, keys, around);
     let transit = keys.get("transitPath").and_then(|f| vault_path(report, &f));
-    let settings = addresses.zip(auth).zip(tls).map(|((addresses, auth), tls)| {
+    let token_cache = auth.as_ref().and_then(|login| token_cache(report, keys, &login.settings));
+    let settings = addresses.zip(auth).zip(tls).map(|((addresses, login), tls)| {
         Arc::new(ClusterSettings {
             name: name.clone(),
             addresses,
             namespace: namespace.clone(),
+            auth_namespace: login.namespace.within(namespace.as_ref()),
             tls,
-            auth,
+            auth: login.settings,
             allow_plaintext,
+            token_cache,
         })
     });
     let transit = transit.unwrap_or_else(|| DEFAULT_TRANSIT.to_owned());
@@ -178,7 +190,11 @@ fn tls(report: &mut Report<'_>, keys: &Field<'_>) -> Option<TlsSettings> {
             key_file: report.file(&key, Holds::Secret),
         }),
         (Some(alone), None) => {
-            report.error(&alone, "a certificate needs its key", "add clientKey");
+            report.error(
+                &alone,
+                "a certificate needs its key",
+                "add clientKey: the same path when the file holds both",
+            );
             return None;
         }
         (None, Some(alone)) => {

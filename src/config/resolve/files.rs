@@ -28,6 +28,9 @@ pub(in crate::config) enum FileFacts {
 pub(in crate::config) trait Files {
     /// What there is at `path`; symbolic links are followed.
     fn look(&self, path: &Path) -> FileFacts;
+
+    /// Whether `folder` is one that everybody may write to.
+    fn is_open_to_all(&self, folder: &Path) -> bool;
 }
 
 /// The real ones.
@@ -56,6 +59,10 @@ impl Files for OnDisk {
             Ok(()) => FileFacts::Readable { mode: metadata.mode() & 0o7777 },
             Err(error) => FileFacts::Unreadable(std::io::Error::from(error).to_string()),
         }
+    }
+
+    fn is_open_to_all(&self, folder: &Path) -> bool {
+        std::fs::metadata(folder).is_ok_and(|facts| facts.mode() & 0o002 != 0)
     }
 }
 

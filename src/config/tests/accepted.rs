@@ -3,7 +3,10 @@ use std::time::Duration;
 use secrecy::ExposeSecret as _;
 
 use super::*;
-use crate::config::settings::{AuthSettings, SecretSource, SocketAddress};
+use crate::config::settings::{
+    AuthSettings, CertSettings, JwtSettings, KubernetesSettings, SecretId, SecretSource,
+    SocketAddress,
+};
 
 #[test]
 fn the_shortest_file_that_works_gets_every_default() {
@@ -43,7 +46,7 @@ fn an_app_role_takes_its_secret_from_a_file() {
     assert_eq!(role.mount, "k8s/approle");
     assert!(matches!(&role.role_id, SecretSource::Inline(id) if id.expose_secret() == "r-1"));
     assert!(
-        matches!(&role.secret_id, Some(SecretSource::File(p)) if p == Path::new("/etc/vkp/secret-id"))
+        matches!(&role.secret_id, SecretId::Given(SecretSource::File(p)) if p == Path::new("/etc/vkp/secret-id"))
     );
 }
 
@@ -187,4 +190,68 @@ fn plain_http_is_for_this_machine_or_on_request() {
     }
     let case = Case::yaml("keyNames: [k]\naddr: http://v\ntokenFile: /t\nallowPlaintext: true\n");
     assert!(case.accepted().settings.clusters[0].allow_plaintext);
+}
+
+#[test]
+fn each_way_to_log_in_is_read_with_its_usual_mount() {
+    let auth = |auth: &str| {
+        let file = format!(
+            "keyNames: [k]\naddr: https://v\nnamespace: ops\nclientCert: /c\nclientKey: /k\n\
+             stateDir: /var/lib/vkp\nauth: {auth}\n"
+        );
+        let settings = Case::yaml(&file).accepted().settings;
+        let cluster = settings.clusters[0].clone();
+        (cluster.auth.clone(), cluster.auth_namespace.clone())
+    };
+    let ops = Some("ops".to_owned());
+
+    let (read, namespace) = auth("{ kubernetes: { role: kms } }");
+    let AuthSettings::Kubernetes(kubernetes) = read else { panic!("{read:?}") };
+    let token_file = "/var/run/secrets/kubernetes.io/serviceaccount/token".into();
+    let (mount, role) = ("kubernetes".to_owned(), "kms".to_owned());
+    assert_eq!(kubernetes, KubernetesSettings { mount, role, token_file });
+    assert_eq!(namespace, ops);
+
+    let (read, namespace) = auth("{ namespace: root, jwt: { mount: auth/spire, tokenFile: /s } }");
+    let AuthSettings::Jwt(jwt) = read else { panic!("{read:?}") };
+    let token_file = "/s".into();
+    assert_eq!(jwt, JwtSettings { mount: "spire".to_owned(), role: None, token_file });
+    assert_eq!(namespace, None);
+
+    let (read, namespace) = auth("{ namespace: team/a, cert: { role: kms } }");
+    let AuthSettings::Cert(cert) = read else { panic!("{read:?}") };
+    assert_eq!(cert, CertSettings { mount: "cert".to_owned(), role: Some("kms".to_owned()) });
+    assert_eq!(namespace.as_deref(), Some("team/a"));
+    let (read, _) = auth("{ namespace: team/a }");
+    assert!(matches!(read, AuthSettings::Cert(_)), "a certificate and nothing else is the login");
+
+    let (read, _) = auth("{ userpass: { username: kms, passwordFile: /p } }");
+    let AuthSettings::Userpass(user) = read else { panic!("{read:?}") };
+    assert_eq!((user.mount.as_str(), user.username.as_str()), ("userpass", "kms"));
+    assert_eq!(user.password.file(), Some(Path::new("/p")));
+
+    let (read, _) = auth("{ appRole: { roleID: r, wrappedSecretIDFile: /w } }");
+    let AuthSettings::AppRole(role) = read else { panic!("{read:?}") };
+    let SecretId::Wrapped { token, kept_in } = role.secret_id else { panic!() };
+    assert_eq!(token.file(), Some(Path::new("/w")));
+    assert_eq!(kept_in, Path::new("/var/lib/vkp/secret-id.default.json"));
+}
+
+#[test]
+fn kubernetes_auth_is_warned_of_the_loop_and_secrets_of_being_inline() {
+    let auth = |auth: &str| {
+        let file = format!("keyNames: [k]\naddr: https://v\nstateDir: /var/lib/v\nauth: {auth}\n");
+        Case::yaml(&file).warnings()
+    };
+    let warnings = auth("{ kubernetes: { role: kms } }");
+    assert!(warnings.len() == 1 && warnings[0].contains("neither can start without the other"));
+    for (auth_block, twin) in [
+        ("{ userpass: { username: kms, password: hunter2 } }", "passwordFile"),
+        ("{ appRole: { roleID: r, wrappedSecretID: hunter2 } }", "wrappedSecretIDFile"),
+    ] {
+        let warnings = auth(auth_block);
+        let expected = format!("name that in {twin}");
+        assert!(warnings.len() == 1 && warnings[0].contains(&expected), "{warnings:?}");
+        assert!(!warnings[0].contains("hunter2"));
+    }
 }

@@ -1,7 +1,7 @@
 use secrecy::ExposeSecret as _;
 
 use super::*;
-use crate::config::settings::{AuthSettings, SecretSource};
+use crate::config::settings::{AuthSettings, CertSettings, SecretId, SecretSource};
 
 #[test]
 fn the_oracle_plugins_own_example_is_taken_unchanged() {
@@ -47,9 +47,27 @@ fn the_oracle_form_forgives_what_that_plugin_forgave() {
     assert_eq!(role.mount, "approle");
     assert!(matches!(&role.role_id, SecretSource::Inline(id) if id.expose_secret() == "0123"));
     assert!(
-        matches!(&role.secret_id, Some(SecretSource::Inline(id)) if id.expose_secret() == "4e5")
+        matches!(&role.secret_id, SecretId::Given(SecretSource::Inline(id)) if id.expose_secret() == "4e5")
     );
     let warnings = case.warnings().join("\n");
     assert!(warnings.contains("addr: the key stands here a second time"), "{warnings}");
     assert!(warnings.contains("madeUp: there is no such key; it is ignored"), "{warnings}");
+}
+
+#[test]
+fn a_certificate_without_token_and_role_is_that_plugins_third_login() {
+    let file = "keyNames: [k]\naddr: https://v\nclientcert: /c.pem\nclientkey: /k.pem\n";
+    for (auth_path, mount) in [("", "cert"), ("authPath: /auth/k8s/\n", "k8s/cert")] {
+        let case = Case::yaml(&format!("{file}{auth_path}")).oracle();
+        let AuthSettings::Cert(cert) = case.accepted().settings.clusters[0].auth.clone() else {
+            panic!("{auth_path}");
+        };
+        assert_eq!(cert, CertSettings { mount: mount.to_owned(), role: None });
+    }
+    // Beside a role or a token it only encrypts the way.
+    let case = Case::yaml(&format!("{file}roleID: r\n")).oracle();
+    assert!(matches!(case.accepted().settings.clusters[0].auth, AuthSettings::AppRole(_)));
+    // And a token of the environment counts only where the file says nothing.
+    let case = Case::yaml(file).oracle().env("VAULT_TOKEN", "hvs.x");
+    assert!(matches!(case.accepted().settings.clusters[0].auth, AuthSettings::Token(_)));
 }

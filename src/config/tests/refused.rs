@@ -226,8 +226,39 @@ fn one_way_to_log_in_is_wanted() {
     each_says(&[
         (&flat(""), &["vkp.yaml: error: there is no way to log in", "tokenFile, or roleID"]),
         (
-            &flat("clientCert: /c\nclientKey: /k"),
-            &["a login with the client certificate is not supported yet"],
+            &flat("auth: { cert: {} }"),
+            &["vkp.yaml:3:9: error: auth.cert: the login needs a client certificate"],
+        ),
+        (
+            &flat("tokenFile: /t\nauth: { jwt: { tokenFile: /j } }"),
+            &["auth.jwt: this is a second way to log in, beside tokenFile"],
+        ),
+        (&flat("auth: { jwt: { role: r } }"), &["auth.jwt.tokenFile: the login needs a signed"]),
+        (&flat("auth: { kubernetes: { mount: k } }"), &["auth.kubernetes.role: the login needs"]),
+        (&flat("auth: { kuberntes: { role: k } }"), &["did you mean `kubernetes`?"]),
+        (
+            &flat("auth: { userpass: { username: u, passwordFle: /p } }"),
+            &["did you mean `passwordFile`?", "auth.userpass.passwordFile: the login needs"],
+        ),
+        (
+            &flat("authPath: auth/x\nauth: { jwt: { tokenFile: /j } }"),
+            &["authPath: it has no effect on auth.jwt", "write auth.jwt.mount instead"],
+        ),
+        (
+            &flat("auth: { appRole: { roleID: r, wrappedSecretIDFile: /w } }"),
+            &[
+                "auth.appRole.wrappedSecretIDFile: a wrapping token can be used once, and there \
+                 is nowhere to keep",
+                "write stateDir",
+            ],
+        ),
+        (
+            &flat("auth: { appRole: { roleID: r, wrappedSecretIDFile: /w, secretIDFile: /s } }"),
+            &["both a secret id and a wrapped one are written"],
+        ),
+        (
+            &flat("auth: { appRole: { wrappedSecretIDFile: /w } }\nstateDir: /var/lib/v"),
+            &["auth.appRole.roleID: a secret id needs the role"],
         ),
         (
             &flat("token: abc\ntokenFile: /t"),

@@ -3,6 +3,7 @@
 use super::*;
 use crate::clock::UnixSeconds;
 use crate::config::load::{self, Sources};
+use crate::keyring::memory::Snapshot;
 use crate::keyring::rotation::Activation;
 
 /// Two KEKs, `a` in cluster `one` and `b` in cluster `two`, changed by `variables`.
@@ -24,7 +25,7 @@ fn settings(variables: &[(&str, &str)]) -> Settings {
 fn build(settings: &Settings, previous: Option<&Generation>) -> Generation {
     let jitter = Arc::new(Jitter::off());
     let number = previous.map_or(1, |p| p.number() + 1);
-    Generation::build(number, settings, previous, &Activations::new(), &jitter).unwrap()
+    Generation::build(number, settings, previous, &State::default(), &jitter).unwrap()
 }
 
 fn names(keks: &[KekName]) -> Vec<&str> {
@@ -78,12 +79,12 @@ async fn a_kek_that_did_not_change_is_kept_whole_and_another_learns_for_itself()
 
 #[tokio::test]
 async fn a_kek_begins_with_what_an_earlier_process_remembered() {
-    let activation = Activation { version: 4, created: UnixSeconds(1) };
+    let activated = Some(Activation { version: 4, created: UnixSeconds(1) });
+    let known = Snapshot { activated, active: activated, ..Snapshot::default() };
     let settings = settings(&[]);
-    let identity = KekIdentity::of(&settings.keyring.keks[1]);
-    let remembered = Activations::from([(identity.clone(), activation)]);
+    let remembered = State::knowing(&settings.keyring.keks[1], known.clone());
     let jitter = Arc::new(Jitter::off());
     let first = Generation::build(1, &settings, None, &remembered, &jitter).unwrap();
-    let known: Vec<_> = first.memories().into_iter().map(|(_, m)| m.activation()).collect();
-    assert_eq!(known, [None, Some(activation)]);
+    let all: Vec<_> = first.memories().into_iter().map(|(_, m)| m.snapshot()).collect();
+    assert_eq!(all, [Snapshot::default(), known]);
 }

@@ -192,9 +192,10 @@ impl Core {
         if !self.is_active(version) {
             return;
         }
+        let time = node_time();
         #[allow(clippy::cast_precision_loss)] // seconds fit
-        metrics::set(Metric::LastProof, node_time().0 as f64, &self.label());
-        if self.memory.with(|m| m.proofs.prove(Instant::now())) == Change::Proven {
+        metrics::set(Metric::LastProof, time.0 as f64, &self.label());
+        if self.memory.with(|m| m.proofs.prove(Instant::now(), time)) == Change::Proven {
             let kek = &self.settings.name;
             tracing::info!(%kek, version, "The active key version encrypts and decrypts.");
         }

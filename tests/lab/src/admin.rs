@@ -28,6 +28,7 @@ pub struct Admin {
     addresses: Arc<[String]>,
     token: String,
     namespace: Option<String>,
+    wrap_ttl: Option<String>,
     mount: String,
 }
 
@@ -60,6 +61,7 @@ impl Admin {
             addresses: addresses.into(),
             token: token.to_owned(),
             namespace: None,
+            wrap_ttl: None,
             mount: "transit".to_owned(),
         })
     }
@@ -74,6 +76,11 @@ impl Admin {
     #[must_use]
     pub fn in_namespace(&self, namespace: &str) -> Self {
         Self { namespace: Some(namespace.to_owned()), ..self.clone() }
+    }
+
+    /// The same, whose answers come wrapped.
+    fn wrapped(&self, ttl: &str) -> Self {
+        Self { wrap_ttl: Some(ttl.to_owned()), ..self.clone() }
     }
 
     /// The same, but asking this address alone.
@@ -163,6 +170,9 @@ impl Admin {
         }
         if let Some(namespace) = &self.namespace {
             request = request.header("X-Vault-Namespace", namespace);
+        }
+        if let Some(ttl) = &self.wrap_ttl {
+            request = request.header("X-Vault-Wrap-TTL", ttl);
         }
         if !body.is_null() {
             request = request.json(body);

@@ -13,6 +13,9 @@ use crate::{Context, Result, eventually};
 
 mod builder;
 
+/// With it in a node's configuration, its standbys forward what they could serve.
+const STANDBYS_FORWARD: &str = "disable_standby_reads = true\n";
+
 pub use self::builder::ClusterBuilder;
 
 /// A raft cluster of OpenBao with TLS, in a temporary folder. Killed when dropped, or when
@@ -198,6 +201,32 @@ impl Cluster {
     pub fn replace_certificate(&self, identity: &crate::Identity) -> Result {
         identity.write(self.folder.path(), "server")?;
         self.nodes.iter().try_for_each(Node::hang_up)
+    }
+
+    /// Whether standbys serve Transit themselves or forward to the active node. All nodes are
+    /// restarted when that is a change.
+    pub async fn serve_on_standbys(&self, serve: bool) -> Result {
+        let mut changed = Vec::new();
+        for node in &self.nodes {
+            if node.configure(STANDBYS_FORWARD, !serve)? {
+                node.kill();
+                changed.push(node);
+            }
+        }
+        // Without a quorum none becomes active, so none is waited for before all run.
+        for node in &changed {
+            node.start_sealed().await?;
+            node.give_key().await?;
+        }
+        self.heal().await
+    }
+
+    /// Gives one node another certificate. (The others see it when they start or get SIGHUP,
+    /// so that a test puts a good one back before it does anything else to them.)
+    pub async fn replace_certificate_of(&self, node: &Node, authority: &Authority) -> Result {
+        authority.server()?.write(self.folder.path(), "server")?;
+        node.hang_up()?;
+        node.wait_trusted_by(authority).await
     }
 
     /// Mounts Transit, makes the keys and waits until every running node knows them.

@@ -16,6 +16,35 @@ pub struct Config {
     entries: BTreeMap<String, Value>,
 }
 
+/// The flat keys that describe a cluster.
+const OF_A_CLUSTER: &[&str] = &[
+    "addr",
+    "namespace",
+    "transitPath",
+    "vaultCACert",
+    "clientCert",
+    "clientKey",
+    "tlsServerName",
+    "auth",
+    "token",
+    "tokenFile",
+    "roleID",
+    "roleIDFile",
+    "secretID",
+    "secretIDFile",
+];
+
+/// Of those, the ones that stand below `auth` in an entry of `clusters`: in which method,
+/// and as what.
+const OF_AUTH: &[(&str, &str, &str)] = &[
+    ("token", "", "token"),
+    ("tokenFile", "", "tokenFile"),
+    ("roleID", "appRole", "roleID"),
+    ("roleIDFile", "appRole", "roleIDFile"),
+    ("secretID", "appRole", "secretID"),
+    ("secretIDFile", "appRole", "secretIDFile"),
+];
+
 // === impl Config ===
 
 impl Config {
@@ -56,6 +85,41 @@ impl Config {
     pub fn token(self, token: &str) -> Self {
         let bare = self.without("roleID").without("secretID").without("secretIDFile");
         bare.without("auth").without("tokenFile").with("token", token)
+    }
+
+    /// The clusters of several configurations in one, each under its name, and `keys` in all
+    /// of them, in this order of failover. What describes no cluster is taken from the first.
+    #[must_use]
+    pub fn replicas(clusters: &[(&str, &Self)], keys: &[&str]) -> Self {
+        let names: Vec<&str> = clusters.iter().map(|(name, _)| *name).collect();
+        let blocks = clusters.iter().map(|(name, config)| ((*name).to_owned(), config.cluster()));
+        let keys = keys.iter().map(|key| json!({ "name": key, "clusters": names }));
+        let mut rest = clusters.first().map(|(_, config)| (*config).clone()).unwrap_or_default();
+        rest.entries.retain(|key, _| !OF_A_CLUSTER.contains(&key.as_str()));
+        rest.with("clusters", Value::Object(blocks.collect()))
+            .with("keyNames", Value::from_iter(keys))
+    }
+
+    /// Its one cluster, as an entry of `clusters`.
+    fn cluster(&self) -> Value {
+        let is_auth = |key: &str| OF_AUTH.iter().any(|(flat, ..)| *flat == key);
+        let mut block = serde_json::Map::new();
+        for (key, value) in &self.entries {
+            if OF_A_CLUSTER.contains(&key.as_str()) && !is_auth(key) {
+                block.insert(key.clone(), value.clone());
+            }
+        }
+        let mut auth = self.entries.get("auth").cloned().unwrap_or_else(|| json!({}));
+        for (flat, method, name) in OF_AUTH {
+            let Some(value) = self.entries.get(*flat) else { continue };
+            if method.is_empty() {
+                auth[*name] = value.clone();
+            } else {
+                auth[*method][*name] = value.clone();
+            }
+        }
+        block.insert("auth".to_owned(), auth);
+        Value::Object(block)
     }
 
     /// A value.
@@ -102,6 +166,21 @@ pub(crate) async fn grant(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn flat_configurations_become_clusters_of_one() {
+        let a = Config::new().addresses(&["https://a"]).with("roleID", "r").with("rotation", 1);
+        let b = Config::new().addresses(&["https://b"]).token("s.b");
+        let both = Config::replicas(&[("one", &a), ("two", &b)], &["kube"]);
+        let expected = json!({
+            "one": { "addr": ["https://a"], "auth": { "appRole": { "roleID": "r" } } },
+            "two": { "addr": ["https://b"], "auth": { "token": "s.b" } },
+        });
+        assert_eq!(both.get("clusters"), Some(&expected));
+        let keys = json!([{ "name": "kube", "clusters": ["one", "two"] }]);
+        assert_eq!((both.get("keyNames"), both.get("addr")), (Some(&keys), None));
+        assert_eq!(both.get("rotation"), Some(&json!(1)));
+    }
 
     #[test]
     fn a_configuration_prints_one_key_a_line() {

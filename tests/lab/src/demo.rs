@@ -4,15 +4,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use lab::apiserver::{self, Store};
-use lab::{Cluster, Config, Context, Daemon, Result, fail};
+use lab::{Callers, Cluster, Config, Daemon, Result, Seen, fail};
 use tokio::process::Command;
 use tokio::time::Instant;
-
-use crate::traffic::Traffic;
 
 const NEW: &str = "kube-2026";
 const OLD: &str = "kube-secret-enc-key";
 const STEPS: usize = 11;
+const CALLERS: usize = 4;
 /// What stands for a key; a real one is random, and is never printed either.
 const SAMPLE: &[u8; 32] = b"not a secret: 32 sample bytes...";
 const SECRET: &str = "/registry/secrets/default/demo";
@@ -31,10 +30,7 @@ pub(crate) async fn run(daemon: Option<PathBuf>) -> Result {
     println!("  {}", version(&bao).await?);
 
     story.step("The daemon");
-    let binary = match daemon {
-        Some(given) => given,
-        None => build().await?,
-    };
+    let binary = crate::binary::find(daemon).await?;
     println!("  {}", binary.display());
 
     story.step("Three OpenBao nodes: raft, TLS from a CA of our own, on loopback");
@@ -135,7 +131,7 @@ async fn v2(daemon: &Daemon) -> Result {
 }
 
 async fn killed_leader(cluster: &Cluster, daemon: &Daemon) -> Result {
-    let traffic = Traffic::start(daemon);
+    let callers = Callers::start(&daemon.kms(), CALLERS, &[]);
     pass(Duration::from_secs(1)).await;
     let leader = cluster.leader().await?;
     leader.kill();
@@ -144,7 +140,7 @@ async fn killed_leader(cluster: &Cluster, daemon: &Daemon) -> Result {
     let next = cluster.leader().await?;
     println!("  {} leads after {:.1} s", next.name(), since.elapsed().as_secs_f64());
     pass(Duration::from_secs(1)).await;
-    traffic.finish().await?.tell()?;
+    tell(callers.finish().await)?;
     leader.start().await?;
     cluster.heal().await?;
     println!("  {} is back", leader.name());
@@ -154,13 +150,13 @@ async fn killed_leader(cluster: &Cluster, daemon: &Daemon) -> Result {
 async fn turned_round(config: &Config, daemon: &Daemon) -> Result {
     let v2 = daemon.kms().v2();
     let before = v2.status().await?.key_id;
-    let traffic = Traffic::start(daemon);
+    let callers = Callers::start(&daemon.kms(), CALLERS, &[]);
     pass(Duration::from_millis(500)).await;
     daemon.write_config(config.clone().keys(&[OLD, NEW]))?;
     daemon.sighup()?;
     let after = v2.wait_other_key_id(&before, Duration::from_secs(20)).await?.key_id;
     pass(Duration::from_millis(500)).await;
-    traffic.finish().await?.tell()?;
+    tell(callers.finish().await)?;
     println!("  key_id before  {before}");
     println!("  key_id after   {after}");
     let cipher = daemon.kms().v1().encrypt(SAMPLE).await?;
@@ -215,24 +211,14 @@ async fn version(bao: &PathBuf) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Builds the daemon beside this program, in the same profile.
-async fn build() -> Result<PathBuf> {
-    let folder = std::env::current_exe()?;
-    let folder = folder.parent().context("this program lies in no folder")?;
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "--package", "vault-kms-proxy"]);
-    command.args(["--bin", "vault-kms-proxy"]);
-    if folder.ends_with("release") {
-        command.arg("--release");
+/// Prints what became of the calls; any that failed is an error.
+fn tell(seen: Seen) -> Result {
+    let (calls, failed, slowest) = (seen.calls.len(), seen.failures.len(), seen.slowest);
+    println!("  calls {calls}, failed {failed}, slowest {} ms", slowest.as_millis());
+    if failed > 0 {
+        fail!("calls failed:\n{}", seen.failures_told());
     }
-    command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
-    let status = command.kill_on_drop(true).status().await.context("cannot run cargo")?;
-    let binary = folder.join("vault-kms-proxy");
-    if !status.success() || !binary.is_file() {
-        fail!("cargo build --bin vault-kms-proxy did not make {}", binary.display());
-    }
-    Ok(binary)
+    Ok(())
 }
 
 fn tell_config(config: &Config) {

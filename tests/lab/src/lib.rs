@@ -7,10 +7,13 @@
 //! | its API: keys, policies, tokens, roles | [`Admin`], [`policy_for`] |
 //! | certificates, right and wrong | [`Authority`] |
 //! | faults on the way | [`FaultProxy`] |
+//! | signed tokens, and a reviewer of those of Kubernetes | [`TokenIssuer`], [`FakeTokenReview`] (a fake) |
+//! | names, and what becomes of them | [`Dns`] |
 //! | answers that no real server can be made to give | [`FakeVault`] (a fake, and named so) |
 //! | the daemon under test | [`Daemon`], [`Config`] |
 //! | a client on its socket | [`Kms`] |
 //! | callers that never pause | [`Callers`] |
+//! | faults under load, and what they cost | [`chaos`] |
 //! | kube-apiserver's own rules and storage formats | [`apiserver`] |
 //! | a receiver of traces | [`otlp`] |
 //! | waiting with a deadline | [`eventually`] |
@@ -21,10 +24,12 @@
 mod admin;
 pub mod apiserver;
 mod callers;
+pub mod chaos;
 mod cluster;
 mod config;
 mod daemon;
 mod dev;
+mod dns;
 mod error;
 mod fake;
 mod fault;
@@ -35,22 +40,27 @@ mod node;
 pub mod otlp;
 mod port;
 mod process;
+mod signed_token;
 mod tls;
+mod token_review;
 mod wait;
 
 pub use self::admin::{Admin, AppRole, KeyInfo, Reply, policy_for, policy_for_mount};
-pub use self::callers::{Callers, Seen};
+pub use self::callers::{Callers, Failure, Seen, Timed};
 pub use self::cluster::{Cluster, ClusterBuilder};
 pub use self::config::Config;
 pub use self::daemon::{Daemon, DaemonBuilder};
 pub use self::dev::DevNode;
+pub use self::dns::{Dns, DnsMood, SrvTarget};
 pub use self::error::{Context, Error, Result};
 pub use self::fake::{Answer, FakeVault, Received};
 pub use self::fault::{FaultProxy, Flow, Gate};
 pub use self::kms::Kms;
 pub use self::node::{Audited, Node};
 pub use self::port::free_port;
+pub use self::signed_token::TokenIssuer;
 pub use self::tls::{Authority, Identity, IdentityFiles, Validity};
+pub use self::token_review::FakeTokenReview;
 pub use self::wait::eventually;
 
 /// The KMS protocol, generated from the project's proto files.

@@ -1,13 +1,14 @@
 //! `cargo run -p lab -- demo`: the whole of vault-kms-proxy on one machine, told step by
-//! step.
+//! step. `cargo run -p lab -- chaos`: what faults cost.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod binary;
 mod demo;
-mod traffic;
+mod table;
 
 /// Runs real parts around vault-kms-proxy: OpenBao clusters on loopback, in a temporary
 /// folder, that leave nothing behind.
@@ -21,6 +22,7 @@ struct Arguments {
 const AFTER_HELP: &str = "\
 Examples:
   cargo run -p lab -- demo       a cluster, the daemon, a killed leader, a reload, a rotation
+  cargo run -p lab -- chaos      one fault after the other under load, and what each cost
   cargo run -p lab -- install    fetch OpenBao now, so that tests can run offline later
   cargo run -p lab -- cluster    a three-node cluster to play with, until Ctrl-C
 
@@ -38,6 +40,21 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         daemon: Option<PathBuf>,
     },
+    /// Plays one fault after the other under the calls of eight callers with a deadline of
+    /// 3 s, and prints what each cost.
+    ///
+    /// The exit code is 0 when callers noticed nothing that they may not notice.
+    Chaos {
+        /// Only rows whose name contains this.
+        #[arg(long, value_name = "NAME", default_value = "")]
+        only: String,
+        /// How long each row's calls go on: two thirds of it from the fault to its undoing.
+        #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u64).range(6..=3600))]
+        seconds: u64,
+        /// Use this daemon instead of building it with cargo.
+        #[arg(long, value_name = "FILE")]
+        daemon: Option<PathBuf>,
+    },
     /// Installs OpenBao and Python's gRPC (for the independent client) into target/lab.
     Install,
     /// Starts a three-node cluster with the keys `kube-2026` and `kube-secret-enc-key`,
@@ -51,6 +68,9 @@ async fn main() -> ExitCode {
     let work = async {
         match arguments.command {
             Command::Demo { daemon } => Box::pin(demo::run(daemon)).await,
+            Command::Chaos { only, seconds, daemon } => {
+                Box::pin(table::run(&only, seconds, daemon)).await
+            }
             Command::Install => install().await,
             Command::Cluster => Box::pin(cluster()).await,
         }

@@ -127,6 +127,20 @@ impl Node {
         Ok(())
     }
 
+    /// Puts a line into its configuration, or takes it out; whether that is a change. It takes
+    /// effect at the next start.
+    pub(crate) fn configure(&self, line: &str, wanted: bool) -> Result<bool> {
+        let file = self.launch.folder.join("server.hcl");
+        let text = std::fs::read_to_string(&file)?;
+        let bare = text.replace(line, "");
+        let next = if wanted { format!("{line}{bare}") } else { bare };
+        let is_change = wanted != text.contains(line);
+        if is_change {
+            crate::tls::replace_file(&file, &next)?;
+        }
+        Ok(is_change)
+    }
+
     fn spawn(&self) -> Result {
         let mut process = self.process();
         if process.as_ref().is_some_and(|running| running.exited().is_none()) {
@@ -221,6 +235,16 @@ impl Node {
     /// Waits until it is sealed.
     pub async fn wait_sealed(&self) -> Result {
         self.wait_status("is sealed", 503).await
+    }
+
+    /// Waits until it shows a certificate of this authority.
+    pub async fn wait_trusted_by(&self, authority: &Authority) -> Result {
+        let what = format!("{} shows the other certificate", self.name);
+        let asking = Admin::new(std::slice::from_ref(&self.address), authority, "")?;
+        eventually(&what, NODE_PATIENCE, || async {
+            asking.request("GET", "sys/health", &Value::Null).await.map(|_| Some(()))
+        })
+        .await
     }
 
     async fn wait_status(&self, what: &str, status: u16) -> Result {

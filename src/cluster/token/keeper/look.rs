@@ -47,6 +47,7 @@ impl Keeper {
                 self.short_lives = if is_young { self.short_lives + 1 } else { 0 };
                 warn!(cluster = %self.link.name(), "Vault no longer accepts the token.");
                 self.drop_token();
+                self.forget_cached().await;
                 Outlook::Dead
             }
             Checked::Lives(lease) => {
@@ -68,7 +69,10 @@ impl Keeper {
             Err(error) => return Checked::Unanswered(error),
         };
         match lease::of_lookup(&answer.body) {
-            Some(lease) if answer.status.is_success() => Checked::Lives(lease),
+            Some((lease, role)) if answer.status.is_success() => {
+                self.role = role.or(self.role.take());
+                Checked::Lives(lease)
+            }
             _ if answer.status == StatusCode::FORBIDDEN => Checked::LivesUnseen,
             _ => Checked::Odd(answer),
         }

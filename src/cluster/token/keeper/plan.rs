@@ -116,6 +116,7 @@ pub(super) fn pause_after(error: &AuthError, failures: u32) -> Duration {
         AuthError::Refused { status: 403, .. } => backoff(failures).min(LONGEST_UNREACHABLE),
         AuthError::File { .. }
         | AuthError::NotAToken(_)
+        | AuthError::Wrapping { .. }
         | AuthError::Refused { .. }
         | AuthError::Dead { .. }
         | AuthError::Unacceptable { .. } => backoff(failures),

@@ -15,34 +15,47 @@ use crate::cluster::token::lease::Lease;
 use crate::cluster::token::{HeldToken, Lifetime};
 use crate::telemetry::metrics::{self, Metric};
 
+/// Where a token comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// A login, just now.
+    Login,
+    /// The configuration, or a file that somebody else writes.
+    Given,
+    /// An earlier process.
+    Recalled,
+}
+
 impl Keeper {
     pub(super) fn held(&self) -> Option<HeldToken> {
         self.publish.borrow().token.clone()
     }
 
     /// Puts a token into use that Vault has accepted.
-    pub(super) fn accept(
-        &mut self,
-        token: SecretString,
-        lease: Option<Lease>,
-        issued: Option<Instant>,
-    ) {
+    pub(super) fn accept(&mut self, token: SecretString, lease: Option<Lease>, origin: Origin) {
+        let issued = (origin == Origin::Login).then(Instant::now);
         let is_new = self.replace(token, issued);
         self.told = None;
+        self.recalled = None;
         // Before the word that it is proven: whoever waits for that reads the ttl next.
         match lease {
             Some(lease) => self.learn_lease(lease, false),
             None => self.forget_lease(),
         }
-        let now = node_time();
         self.publish.send_modify(|current| {
             current.is_proven = true;
-            current.last_login = Some(now);
             current.last_error = None;
         });
-        #[allow(clippy::cast_precision_loss)] // exact until the year 285 million
-        metrics::set(Metric::LastLogin, now.0 as f64, &[self.cluster_label()]);
-        if is_new {
+        if origin != Origin::Recalled {
+            self.note_good_login();
+        }
+        self.plan_rehearsal(origin);
+        if origin == Origin::Recalled {
+            info!(
+                cluster = %self.link.name(), ttl = ?lease.and_then(|l| l.ttl),
+                "Vault has accepted the token of an earlier run."
+            );
+        } else if is_new {
             info!(
                 cluster = %self.link.name(), method = self.method.name(),
                 ttl = ?lease.and_then(|l| l.ttl), renewable = lease.is_some_and(|l| l.renewable),
@@ -55,13 +68,24 @@ impl Keeper {
         if lease.uses > 0 {
             warn!(
                 cluster = %self.link.name(), uses = lease.uses,
-                "The token ends after a number of uses, each call is one; set \
-                 token_num_uses=0 for it."
+                "The token ends after a number of uses, and each call is one; standbys pass its \
+                 calls on to the active node. Set token_num_uses=0 for it."
             );
         }
         if is_new && !lease.renewable && lease.ttl.is_some() {
             self.warn_of_its_end(lease);
         }
+    }
+
+    /// A login works, or the token that stands for one.
+    pub(super) fn note_good_login(&self) {
+        let now = node_time();
+        self.publish.send_modify(|current| {
+            current.last_login = Some(now);
+            current.rehearsal_error = None;
+        });
+        #[allow(clippy::cast_precision_loss)] // exact until the year 285 million
+        metrics::set(Metric::LastLogin, now.0 as f64, &[self.cluster_label()]);
     }
 
     /// Puts a token into use that nobody has looked at yet, because nobody answers: calls
@@ -102,7 +126,11 @@ impl Keeper {
     pub(super) fn learn_lease(&mut self, lease: Lease, capped: bool) {
         let known = KnownLease::new(lease, capped, &self.jitter);
         self.lease = Some(known);
+        // A token from elsewhere may be renewed by somebody else, too.
+        let is_ours = self.method.source() == Source::Login;
+        let ends = lease.ttl.filter(|_| is_ours).map(|ttl| known.learnt() + ttl);
         self.publish.send_modify(|current| {
+            current.ends = ends;
             current.renewable = lease.renewable;
             current.lifetime = lease.ttl.map_or(Lifetime::Unlimited, |ttl| Lifetime::Limited {
                 ttl,
@@ -117,6 +145,7 @@ impl Keeper {
     fn forget_lease(&mut self) {
         self.lease = None;
         self.publish.send_modify(|current| {
+            current.ends = None;
             current.renewable = false;
             current.lifetime = Lifetime::Unknown;
         });
@@ -186,7 +215,7 @@ impl Keeper {
         }
     }
 
-    fn cluster_label(&self) -> KeyValue {
+    pub(super) fn cluster_label(&self) -> KeyValue {
         KeyValue::new("cluster", self.link.name().as_str().to_owned())
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -132,10 +133,53 @@ impl Admin {
         text(&answer["data"]["backup"], "backup")
     }
 
-    /// Restores a backup, also into another cluster; creation times stay.
+    /// Restores a backup, also into another cluster and over what is there; creation times
+    /// stay.
     pub async fn restore(&self, key: &str, backup: &str) -> Result {
         let path = format!("{}/restore/{key}", self.mount);
-        self.write(&path, json!({ "backup": backup })).await.map(drop)
+        self.write(&path, json!({ "backup": backup, "force": true })).await.map(drop)
+    }
+
+    /// Creates a key that [`Admin::replicate_key`] can copy.
+    pub async fn create_replicable_key(&self, key: &str) -> Result {
+        let options = json!({ "exportable": true, "allow_plaintext_backup": true });
+        self.create_key_with(key, options).await
+    }
+
+    /// Makes (or brings up to date) a replica of a key in `to`'s cluster, below `to`'s mount:
+    /// the same material, versions and creation times.
+    pub async fn replicate_key(&self, key: &str, to: &Self) -> Result {
+        to.mount_transit().await?;
+        to.restore(key, &self.backup(key).await?).await
+    }
+
+    /// Makes an impostor of a key in `to`'s cluster, below `to`'s mount: the same name,
+    /// versions and creation times, but other material in each version.
+    pub async fn replicate_as_impostor(&self, key: &str, to: &Self) -> Result {
+        let backup = BASE64_STANDARD.decode(self.backup(key).await?)?;
+        let mut backup: Value = serde_json::from_slice(&backup)?;
+        let pointers = ["/policy/keys", "/archived_keys/keys"];
+        let mut changed = 0;
+        for pointer in pointers {
+            let Some(versions) = backup.pointer_mut(pointer) else { continue };
+            let each: Vec<&mut Value> = match versions {
+                Value::Object(versions) => versions.values_mut().collect(),
+                Value::Array(versions) => versions.iter_mut().collect(),
+                _ => continue,
+            };
+            for version in each {
+                let Some(material) = version["key"].as_str() else { continue };
+                let mut material = BASE64_STANDARD.decode(material)?;
+                material.iter_mut().for_each(|byte| *byte ^= 0xa5);
+                version["key"] = BASE64_STANDARD.encode(material).into();
+                changed += 1;
+            }
+        }
+        if changed == 0 {
+            crate::fail!("the backup of {key} holds no material that could be changed");
+        }
+        to.mount_transit().await?;
+        to.restore(key, &BASE64_STANDARD.encode(serde_json::to_vec(&backup)?)).await
     }
 
     pub(crate) fn key_path(&self, key: &str) -> String {
@@ -206,6 +250,13 @@ impl Admin {
         let path = format!("auth/approle/role/{role}/secret-id");
         let answer = self.write(&path, json!({})).await?;
         text(&answer["data"]["secret_id"], "secret_id")
+    }
+
+    /// What writing to a path would have answered, wrapped: the wrapping token.
+    pub async fn wrap(&self, path: &str, body: Value, ttl: Duration) -> Result<String> {
+        let ttl = format!("{}s", ttl.as_secs());
+        let answer = self.wrapped(&ttl).write(path, body).await?;
+        text(&answer["wrap_info"]["token"], "wrapping token")
     }
 
     /// Makes a secret id useless.

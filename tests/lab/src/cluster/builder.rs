@@ -141,7 +141,7 @@ impl ClusterBuilder {
              disable_mlock = true\nenable_response_header_raft_node_id = true\n"
         );
         if !self.standby_reads {
-            text.push_str("disable_standby_reads = true\n");
+            text.push_str(super::STANDBYS_FORWARD);
         }
         let bind = format!("  cluster_address = \"127.0.0.1:{cluster_port}\"\n");
         text.push_str(&listener(port, &bind));

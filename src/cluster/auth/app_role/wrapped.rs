@@ -1,0 +1,298 @@
+//! A secret id behind a wrapping token, which Vault unwraps once.
+//!
+//! That is its use: whoever finds the token used up knows that somebody else has the secret
+//! id. So it is looked at first (what it wraps must be a secret id of our mount, or somebody
+//! has put another in its place), a place for what comes out is made before it is unwrapped,
+//! and what came out is kept there for every later login.
+
+mod kept;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Deserialize;
+use tokio::sync::Mutex;
+use tracing::{error, info, warn};
+
+use self::kept::{Digest, Keep, Kept};
+use crate::clock::Deadline;
+use crate::cluster::auth::{AuthError, body, checked_token, resolve};
+use crate::cluster::authenticate::Link;
+use crate::cluster::{Answer, CallError, CallErrorKind, Operation, Verb, words};
+use crate::config::settings::SecretSource;
+
+/// As for a login.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+const COMPROMISED: &str = "if it was not you who unwrapped it, somebody else may have: treat its \
+                           secret ID as compromised (destroy it), then wrap another";
+const LOST: &str = "the secret ID is lost: destroy it and wrap another";
+const FOREIGN: &str = "somebody may have put it in the place of the real one: find out who, then \
+                       wrap another";
+
+/// See the module.
+pub(in crate::cluster::auth) struct Wrapped {
+    token: SecretSource,
+    mount: String,
+    keep: Keep,
+    link: Link,
+    memory: Mutex<Memory>,
+}
+
+/// What is known beside the file.
+#[derive(Default)]
+struct Memory {
+    /// It was unwrapped and could not be written.
+    unkept: Option<Kept>,
+    /// An unwrap of this token was sent, and no answer came.
+    unanswered: Option<Digest>,
+    /// The trouble with this token was told, while an earlier secret id serves.
+    told: Option<Digest>,
+}
+
+// === impl Wrapped ===
+
+impl Wrapped {
+    pub(super) fn new(token: SecretSource, kept_in: PathBuf, mount: &str, link: Link) -> Self {
+        let (mount, keep) = (mount.to_owned(), Keep::new(kept_in));
+        Self { token, mount, keep, link, memory: Mutex::default() }
+    }
+
+    pub(super) fn token_file(&self) -> Option<&Path> {
+        self.token.file()
+    }
+
+    /// The secret id: the kept one, or out of a token that is new.
+    pub(super) async fn secret_id(&self) -> Result<SecretString, AuthError> {
+        let memory = &mut *self.memory.lock().await;
+        let (kept, trouble) = match self.kept(memory).await {
+            Ok(kept) => (kept, None),
+            Err(error) => (None, Some(error)),
+        };
+        let (token, digest) = match self.token().await {
+            Ok(token) => token,
+            // Whoever brought the token may have taken it away again.
+            Err(error) => return kept.map(|kept| kept.secret_id).ok_or(trouble.unwrap_or(error)),
+        };
+        let Some(kept) = kept else {
+            return self.unwrap(token, digest, memory).await.map_err(|e| trouble.unwrap_or(e));
+        };
+        if kept.came_from == digest {
+            return Ok(kept.secret_id);
+        }
+        match self.unwrap(token, digest.clone(), memory).await {
+            Err(why @ AuthError::Wrapping { .. }) => {
+                if memory.told.as_ref() != Some(&digest) {
+                    error!(
+                        cluster = %self.link.name(), error = %why,
+                        "The new wrapping token cannot be used; logins go on with the secret ID \
+                         that was unwrapped before."
+                    );
+                    memory.told = Some(digest);
+                }
+                Ok(kept.secret_id)
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Where the secret id in a token that is still to be unwrapped was made; `None` when
+    /// there is nothing to unwrap.
+    pub(super) async fn fresh(&self) -> Result<Option<String>, AuthError> {
+        let kept = self.kept(&*self.memory.lock().await).await?;
+        let (token, digest) = match (self.token().await, &kept) {
+            (Ok(token), _) => token,
+            (Err(_), Some(_)) => return Ok(None),
+            (Err(error), None) => return Err(error),
+        };
+        if kept.is_some_and(|kept| kept.came_from == digest) {
+            return Ok(None);
+        }
+        self.look(&token, None).await.map(Some)
+    }
+
+    async fn kept(&self, memory: &Memory) -> Result<Option<Kept>, AuthError> {
+        match &memory.unkept {
+            Some(kept) => Ok(Some(kept.clone())),
+            None => self.keep.read().await,
+        }
+    }
+
+    async fn token(&self) -> Result<(SecretString, Digest), AuthError> {
+        let token = checked_token(resolve(&self.token).await?)?;
+        let digest = Digest::of(&token);
+        Ok((token, digest))
+    }
+
+    async fn unwrap(
+        &self,
+        token: SecretString,
+        digest: Digest,
+        memory: &mut Memory,
+    ) -> Result<SecretString, AuthError> {
+        let place = self.keep.prepare().await?;
+        let unanswered = memory.unanswered.as_ref().filter(|unanswered| **unanswered == digest);
+        let made_at = self.look(&token, unanswered).await?;
+        let operation = Operation {
+            verb: Verb::Unwrap,
+            method: Method::POST,
+            path: "/v1/sys/wrapping/unwrap".to_owned(),
+            namespace: self.link.namespace().cloned(),
+            body: None,
+        };
+        let answer = match self.ask(operation, Some(token)).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                if error.attempts.iter().any(|attempt| attempt.fault.may_have_been_served()) {
+                    memory.unanswered = Some(digest);
+                }
+                return Err(AuthError::Unreachable(error));
+            }
+        };
+        // Between the look and now.
+        let unwrapped = self.read(&answer, None, |body: Unwrapped| body.data)?;
+        let kept = Kept { came_from: digest, secret_id: unwrapped.secret_id.into() };
+        let (cluster, file) = (self.link.name(), self.keep.path().display());
+        match place.keep(&kept).await {
+            Ok(()) => info!(%cluster, made_at, %file, "Unwrapped the secret ID; it is kept."),
+            Err(error) => {
+                error!(
+                    %cluster, %error,
+                    "Unwrapped the secret ID but could not keep it: it is lost with this process. \
+                     Wrap another before the next restart."
+                );
+                memory.unkept = Some(kept.clone());
+            }
+        }
+        if unwrapped.uses > 0 || unwrapped.ttl > 0 {
+            warn!(
+                %cluster, uses = unwrapped.uses, ttl_seconds = unwrapped.ttl,
+                "The secret ID ends after so many logins or so much time (0: never); wrap \
+                 another before it does."
+            );
+        }
+        Ok(kept.secret_id)
+    }
+
+    /// Where what `token` wraps was made, when that is a secret id of our mount.
+    async fn look(
+        &self,
+        token: &SecretString,
+        unanswered: Option<&Digest>,
+    ) -> Result<String, AuthError> {
+        let operation = Operation {
+            verb: Verb::LookupWrapping,
+            method: Method::POST,
+            path: "/v1/sys/wrapping/lookup".to_owned(),
+            namespace: self.link.namespace().cloned(),
+            body: Some(body(&[("token", token.expose_secret())])),
+        };
+        let answer = self.ask(operation, None).await.map_err(AuthError::Unreachable)?;
+        let made_at = self.read(&answer, unanswered, |body: Looked| body.data.creation_path)?;
+        if self.is_of_our_mount(&made_at) {
+            return Ok(made_at);
+        }
+        let path = words::shortened(&[made_at]);
+        let why = format!(
+            "the token wraps what was made at {path}, and not a secret ID of auth/{}",
+            self.mount
+        );
+        Err(AuthError::Wrapping { why, remedy: FOREIGN })
+    }
+
+    /// `auth/<mount>/role/<role>/secret-id`, or `…/custom-secret-id`.
+    fn is_of_our_mount(&self, path: &str) -> bool {
+        let ours = format!("auth/{}/role/", self.mount);
+        let in_role = path.strip_prefix(&ours).and_then(|rest| rest.split_once('/'));
+        matches!(in_role, Some((_, "secret-id" | "custom-secret-id")))
+    }
+
+    /// An answer of Vault, good or bad; an error when none came.
+    async fn ask(
+        &self,
+        operation: Operation,
+        token: Option<SecretString>,
+    ) -> Result<Answer, CallError> {
+        let deadline = Deadline::after(REQUEST_TIMEOUT);
+        match self.link.send(Arc::new(operation), token.map(Arc::new), deadline).await {
+            Err(CallError { kind: CallErrorKind::Agreed(answer), .. }) => Ok(*answer),
+            outcome => outcome,
+        }
+    }
+
+    /// What `pick` finds in a good answer, or why there is none.
+    fn read<B: for<'de> Deserialize<'de>, T>(
+        &self,
+        answer: &Answer,
+        unanswered: Option<&Digest>,
+        pick: impl FnOnce(B) -> T,
+    ) -> Result<T, AuthError> {
+        let address = &answer.address;
+        if answer.status.is_success() {
+            return serde_json::from_slice(&answer.body).map(pick).map_err(|_| {
+                AuthError::Unacceptable {
+                    address: address.to_string(),
+                    what: "without its content",
+                }
+            });
+        }
+        let errors = words::errors(&answer.body).unwrap_or_default();
+        let is_gone = errors.iter().any(|text| text.contains("wrapping token is not valid"));
+        if answer.status == StatusCode::BAD_REQUEST && is_gone {
+            return Err(match unanswered {
+                Some(_) => AuthError::Wrapping {
+                    why: format!("{address} did not answer when it was unwrapped before"),
+                    remedy: LOST,
+                },
+                None => AuthError::Wrapping {
+                    why: format!("its wrapping token is used up or has expired ({address})"),
+                    remedy: COMPROMISED,
+                },
+            });
+        }
+        let (said, status) = (words::shortened(&errors), answer.status.as_u16());
+        Err(AuthError::Wrapping {
+            why: format!("{address}: {said} (HTTP {status})"),
+            remedy: "check the address and auth.namespace",
+        })
+    }
+}
+
+impl fmt::Debug for Wrapped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wrapped")
+            .field("token", &self.token)
+            .field("kept_in", &self.keep.path())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The answer to `sys/wrapping/lookup`.
+#[derive(Deserialize)]
+struct Looked {
+    data: LookedData,
+}
+
+#[derive(Deserialize)]
+struct LookedData {
+    creation_path: String,
+}
+
+/// The answer to `sys/wrapping/unwrap` of a secret id.
+#[derive(Deserialize)]
+struct Unwrapped {
+    data: UnwrappedData,
+}
+
+#[derive(Deserialize)]
+struct UnwrappedData {
+    secret_id: String,
+    #[serde(default, rename = "secret_id_num_uses")]
+    uses: u64,
+    #[serde(default, rename = "secret_id_ttl")]
+    ttl: u64,
+}

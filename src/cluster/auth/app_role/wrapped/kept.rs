@@ -1,0 +1,182 @@
+//! The file that keeps an unwrapped secret id, for its owner's eyes only.
+
+use std::borrow::Cow;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use zeroize::Zeroizing;
+
+use crate::cluster::auth::AuthError;
+
+/// The form of the file.
+const FORMAT: u32 = 1;
+
+/// More than a secret id in its form takes; written ahead, so that a full disk shows
+/// before anything is unwrapped.
+const ROOM: usize = 4096;
+
+/// Where a secret id is kept.
+#[derive(Clone, Debug)]
+pub(super) struct Keep {
+    path: PathBuf,
+}
+
+/// A secret id that was unwrapped.
+#[derive(Clone, Debug)]
+pub(super) struct Kept {
+    /// The wrapping token that it came out of.
+    pub(super) came_from: Digest,
+    pub(super) secret_id: SecretString,
+}
+
+/// Tells one wrapping token from another without holding any.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(super) struct Digest(String);
+
+/// A file beside its place, open and with room for what is to come.
+#[derive(Debug)]
+pub(super) struct Place {
+    file: Option<File>,
+    next: PathBuf,
+    path: PathBuf,
+}
+
+/// The file's content.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Content<'a> {
+    format: u32,
+    /// The SHA-256 of the wrapping token.
+    came_from: Digest,
+    #[serde(borrow)]
+    secret_id: Cow<'a, str>,
+}
+
+// === impl Keep ===
+
+impl Keep {
+    pub(super) const fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What is kept; that there is nothing yet is no error.
+    pub(super) async fn read(&self) -> Result<Option<Kept>, AuthError> {
+        let path = self.path.clone();
+        self.blocking(move || try_read(&path)).await
+    }
+
+    /// Makes sure that something can be kept.
+    pub(super) async fn prepare(&self) -> Result<Place, AuthError> {
+        let path = self.path.clone();
+        self.blocking(move || Place::make(path)).await
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> Result<T, AuthError> {
+        let outcome = tokio::task::spawn_blocking(work).await;
+        outcome.unwrap_or_else(|panic| Err(io::Error::other(panic))).map_err(|error| {
+            let why = format!("the unwrapped secret ID cannot be kept there: {error}");
+            AuthError::File { path: self.path.clone(), why }
+        })
+    }
+}
+
+fn try_read(path: &Path) -> io::Result<Option<Kept>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut text = Zeroizing::new(Vec::with_capacity(ROOM));
+    file.take(ROOM as u64).read_to_end(&mut text)?;
+    let broken = || io::Error::other("its content is broken; remove it and wrap another");
+    let content: Content<'_> = serde_json::from_slice(&text).map_err(|_| broken())?;
+    if content.format != FORMAT {
+        return Err(broken());
+    }
+    Ok(Some(Kept {
+        came_from: content.came_from,
+        secret_id: content.secret_id.into_owned().into(),
+    }))
+}
+
+// === impl Digest ===
+
+impl Digest {
+    pub(super) fn of(token: &SecretString) -> Self {
+        Self(hex::encode(Sha256::digest(token.expose_secret())))
+    }
+}
+
+// === impl Place ===
+
+impl Place {
+    fn make(path: PathBuf) -> io::Result<Self> {
+        let folder = folder(&path);
+        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(".new");
+        let next = folder.join(name);
+        match std::fs::remove_file(&next) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&next)?;
+        let room = file.write_all(&[b' '; ROOM]).and_then(|()| file.sync_all());
+        // From here on the file goes again, unless it takes its place.
+        let place = Self { file: Some(file), next, path };
+        room.map(|()| place)
+    }
+
+    /// Puts `kept` in its place, so that after a crash at any moment the file before it or
+    /// this one is there whole.
+    pub(super) async fn keep(mut self, kept: &Kept) -> io::Result<()> {
+        let content = Content {
+            format: FORMAT,
+            came_from: kept.came_from.clone(),
+            secret_id: kept.secret_id.expose_secret().into(),
+        };
+        // Padded to the room that is there already.
+        let mut text = Zeroizing::new(Vec::with_capacity(ROOM));
+        serde_json::to_writer(&mut *text, &content)?;
+        text.push(b'\n');
+        let room = text.len().max(ROOM - 1);
+        text.resize(room, b' ');
+        text.push(b'\n');
+        let work = move || {
+            let mut file = self.file.take().ok_or_else(|| io::Error::other("it is closed"))?;
+            file.rewind()?;
+            file.write_all(&text)?;
+            file.sync_all()?;
+            std::fs::rename(&self.next, &self.path)?;
+            File::open(folder(&self.path))?.sync_all()
+        };
+        let outcome = tokio::task::spawn_blocking(work).await;
+        outcome.unwrap_or_else(|panic| Err(io::Error::other(panic)))
+    }
+}
+
+impl Drop for Place {
+    /// Takes away what did not take its place.
+    fn drop(&mut self) {
+        if self.file.is_some() {
+            let _ = std::fs::remove_file(&self.next);
+        }
+    }
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent().unwrap_or_else(|| Path::new("/"))
+}

@@ -1,0 +1,91 @@
+//! The token of an earlier process: offered at once, believed when Vault accepts it.
+
+use std::sync::Arc;
+
+use tracing::{info, warn};
+
+use super::Keeper;
+use super::look::Checked;
+use super::publish::Origin;
+use crate::cluster::auth::AuthError;
+
+impl Keeper {
+    /// Offers the cached token to callers, if there is one: nobody need wait for a login
+    /// that may not be possible now.
+    pub(super) async fn recall(&mut self) {
+        let Some(cache) = &self.cache else { return };
+        if !cache.is_in_memory().await {
+            warn!(
+                cluster = %self.link.name(), file = %cache.path().display(),
+                "tokenCache is on a disk, where the token outlives this boot; put it on tmpfs, \
+                 such as a folder below /run."
+            );
+        }
+        match cache.read().await {
+            Ok(Some(cached)) => {
+                self.offer_unproven(cached.token);
+                self.learn_lease(cached.lease, false);
+                self.recalled = Some(cached.lease);
+            }
+            Ok(None) => {}
+            Err(error) => info!(
+                cluster = %self.link.name(), file = %cache.path().display(), error,
+                "The token of an earlier run is not used."
+            ),
+        }
+    }
+
+    /// Has Vault look at the cached token. `None` when there is none, or it is of no use.
+    pub(super) async fn take_recalled(&mut self) -> Option<Result<(), AuthError>> {
+        let lease = self.recalled?;
+        let Some(held) = self.held() else {
+            self.recalled = None; // callers found it dead
+            return None;
+        };
+        let token = (*held.value).clone();
+        match self.look_up(&Arc::clone(&held.value)).await {
+            Checked::Lives(lease) => self.accept(token, Some(lease), Origin::Recalled),
+            Checked::LivesUnseen => self.accept(token, Some(lease), Origin::Recalled),
+            // A login is the better question then; until it succeeds this one may serve.
+            Checked::Odd(_) => return None,
+            Checked::Unanswered(error) => return Some(Err(AuthError::Unreachable(error))),
+            Checked::Dead => {
+                info!(
+                    cluster = %self.link.name(),
+                    "Vault does not accept the token of an earlier run; a login follows."
+                );
+                self.recalled = None;
+                self.drop_token();
+                self.forget_cached().await;
+                return None;
+            }
+        }
+        self.keep_cached().await;
+        Some(Ok(()))
+    }
+
+    /// Keeps the token for a later process.
+    pub(super) async fn keep_cached(&mut self) {
+        let (Some(cache), Some(held)) = (&self.cache, self.held()) else { return };
+        let lease = self.lease.map(|known| known.lease);
+        match cache.write(&held.value, lease).await {
+            Ok(()) => self.cache_fails = false,
+            Err(error) => {
+                if !self.cache_fails {
+                    warn!(
+                        cluster = %self.link.name(), file = %cache.path().display(), error,
+                        "The token could not be kept in tokenCache; a restart has to log in."
+                    );
+                }
+                self.cache_fails = true;
+            }
+        }
+    }
+
+    /// The token is dead, so nothing is to be kept.
+    pub(super) async fn forget_cached(&self) {
+        if let Some(cache) = &self.cache {
+            cache.remove().await;
+        }
+    }
+}
