@@ -42,6 +42,17 @@ path "auth/token/renew-self" {
   capabilities = ["update"]
 }
 
+# Lets the daemon see, before it rehearses a login, that this costs no use of a limited
+# secret id. Only whoever knows a secret id can ask about it.
+path "auth/approle/role/+/secret-id/lookup" {
+  capabilities = ["update"]
+}
+
+# Gives back the token of a rehearsed login at once. In Vault's `default` policy, too.
+path "auth/token/revoke-self" {
+  capabilities = ["update"]
+}
+
 # Lets `check --online` and the daemon find a policy that is too narrow or too wide.
 path "sys/capabilities-self" {
   capabilities = ["update"]

@@ -13,20 +13,25 @@
 //!           classify  what the answer says about the address
 //!             http    one request over a pooled TLS connection
 //! ```
+//!
+//! Beside them [`probe`] asks each node what it is, and tells breaker and pool.
 
 pub mod address;
 pub mod auth;
 mod authenticate;
 pub mod breaker;
+pub mod budget;
 pub mod classify;
 pub(crate) mod date;
 pub mod error;
 pub mod hedge;
 pub mod http;
+pub mod index;
 pub mod operation;
 pub(crate) mod path;
 pub mod pool;
 pub mod probe;
+pub mod resolve;
 pub mod retry;
 pub mod stack;
 #[cfg(test)]
@@ -61,6 +66,11 @@ pub trait Transport: Send + Sync + 'static {
         String::new()
     }
 
+    /// Whether some address is not left out by its breaker.
+    fn is_usable(&self) -> bool {
+        true
+    }
+
     /// Vault's wall clock, where this learns it by itself; it learns from answers too.
     fn clock(&self) -> Arc<VaultClock> {
         Arc::default()
@@ -90,6 +100,10 @@ impl Transport for Stack {
             address.last_fault.map(|fault| format!("{}: {fault}", address.name))
         });
         faults.collect::<Vec<_>>().join("; ")
+    }
+
+    fn is_usable(&self) -> bool {
+        self.addresses().iter().any(|address| address.breaker == breaker::BreakerPhase::Closed)
     }
 
     fn clock(&self) -> Arc<VaultClock> {
@@ -157,6 +171,12 @@ impl Cluster {
     /// What is known of the token, for the status page, `check` and metrics.
     pub fn token_state(&self) -> TokenState {
         self.token.state()
+    }
+
+    /// Whether a call has a chance now: there is a token, and an address that is not left
+    /// out.
+    pub fn is_usable(&self) -> bool {
+        self.token.state().has_token && self.transport.is_usable()
     }
 
     fn no_token(&self, why: String) -> CallError {

@@ -6,12 +6,20 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::telemetry::metrics::{self, Metric};
 
-/// The wait before a task that panicked begins anew.
-const RESPAWN_PAUSE: Duration = Duration::from_secs(1);
+/// The wait before a task that panicked begins anew; it doubles while the panics go on.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+
+/// The longest of these waits: a task that cannot live is tried once in a while, for what
+/// breaks it may pass.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// A task that has lived for so long is well: its next panic counts as a first one.
+const WELL: Duration = Duration::from_secs(300);
 
 /// Owns a task. Dropping it ends the task at its next `await`.
 #[derive(Debug)]
@@ -37,17 +45,27 @@ impl OwnedTask {
         })
     }
 
-    /// Starts what `begin` makes, and starts it anew whenever it panics: for work that
-    /// keeps nothing that a panic could leave half done.
+    /// Starts what `begin` makes, and starts it anew whenever it panics, after a pause that
+    /// grows from panic to panic: for work that keeps nothing that a panic could leave half
+    /// done.
     pub fn spawn_again<F, B>(name: &'static str, begin: B) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
         B: Fn() -> F + Send + 'static,
     {
         Self::start(name, async move {
-            while caught(begin()).await.is_err() {
+            let mut pause = FIRST_PAUSE;
+            loop {
+                let began = Instant::now();
+                if caught(begin()).await.is_ok() {
+                    return;
+                }
+                if began.elapsed() >= WELL {
+                    pause = FIRST_PAUSE;
+                }
                 tell_panic(name, "it begins anew");
-                tokio::time::sleep(RESPAWN_PAUSE).await;
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
             }
         })
     }
@@ -112,6 +130,26 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         assert_eq!(begun.load(Ordering::SeqCst), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_cannot_live_begins_anew_more_and_more_seldom() {
+        let begun = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let (seen, start) = (Arc::clone(&begun), Instant::now());
+        let _task = OwnedTask::spawn_again("test", move || {
+            let seen = Arc::clone(&seen);
+            async move {
+                let at = start.elapsed().as_secs();
+                seen.lock().unwrap().push(at);
+                if at > 300 {
+                    tokio::time::sleep(WELL).await; // well for a while
+                }
+                panic!("on purpose");
+            }
+        });
+        tokio::time::sleep(Duration::from_secs(650)).await;
+        let begun = begun.lock().unwrap().clone();
+        assert_eq!(begun, [0, 1, 3, 7, 15, 31, 63, 123, 183, 243, 303, 604]);
     }
 
     #[tokio::test]

@@ -2,10 +2,12 @@
 //!
 //! [`TransitKey`] is what the keyring sees. [`http_key::HttpTransitKey`] is the real
 //! one; the keyring's unit tests put a scripted one in its place. Its requests and answers
-//! are in `wire`, the meaning of answers in [`verdict`]. Batching will stand between
+//! are in `wire`, the meaning of answers in [`verdict`]. A key that several clusters hold is
+//! one to the keyring, too: [`replicas`]. Batching will stand between
 //! [`http_key`] and the cluster as `batch`, per path and verb; nothing above will see it.
 
 pub mod http_key;
+pub mod replicas;
 pub mod verdict;
 mod wire;
 
@@ -20,9 +22,11 @@ use crate::config::settings::ClusterName;
 use crate::secret::Plaintext;
 
 pub use http_key::HttpTransitKey;
+pub use replicas::Replicas;
+pub use replicas::failure::ClusterFailure;
 pub use verdict::TransitVerdicts;
 
-/// One Transit key in one cluster.
+/// One Transit key, in one cluster or in several that hold replicas of it.
 pub trait TransitKey: fmt::Debug + Send + Sync + 'static {
     /// Wraps `plaintext` with `version`, or with the newest when `None`.
     ///
@@ -31,7 +35,7 @@ pub trait TransitKey: fmt::Debug + Send + Sync + 'static {
     fn encrypt<'a>(
         &'a self,
         plaintext: &'a Plaintext,
-        version: Option<u32>,
+        version: Option<KeyVersion>,
         deadline: Deadline,
     ) -> BoxFuture<'a, Result<Wrapped, TransitError>>;
 
@@ -42,7 +46,19 @@ pub trait TransitKey: fmt::Debug + Send + Sync + 'static {
         deadline: Deadline,
     ) -> BoxFuture<'a, Result<Plaintext, TransitError>>;
 
-    /// Reads the key's metadata.
+    /// Whether `wrapped`, which [`Self::encrypt`] answered, decrypts to `plaintext`.
+    fn verify<'a>(
+        &'a self,
+        plaintext: &'a Plaintext,
+        wrapped: &'a Wrapped,
+        deadline: Deadline,
+    ) -> BoxFuture<'a, Result<bool, TransitError>> {
+        Box::pin(
+            async move { Ok(self.decrypt(&wrapped.ciphertext, deadline).await? == *plaintext) },
+        )
+    }
+
+    /// Reads the key's metadata; of several clusters, the first one's.
     fn read(&self, deadline: Deadline) -> BoxFuture<'_, Result<KeyMetadata, TransitError>>;
 
     /// What the token may do on this key's encrypt path, from `sys/capabilities-self`.
@@ -51,16 +67,69 @@ pub trait TransitKey: fmt::Debug + Send + Sync + 'static {
         deadline: Deadline,
     ) -> BoxFuture<'_, Result<Vec<String>, TransitError>>;
 
-    /// Vault's wall clock now, as its answers tell it.
+    /// Vault's wall clock now, as its answers tell it; of several clusters, the first one's.
     fn vault_now(&self) -> Option<UnixSeconds>;
 
-    /// The cluster that it lives in.
+    /// The cluster that it lives in; of several, the first.
     fn cluster(&self) -> &ClusterName;
+
+    /// Whether a call has a chance now: there is a token, and an address that is not left
+    /// out.
+    fn is_usable(&self) -> bool {
+        true
+    }
+
+    /// Whether a replica may encrypt with `version` while the metadata cannot be read.
+    fn vouches_for(&self, _version: KeyVersion) -> Vouch {
+        Vouch::No
+    }
+
+    /// Waits until [`Self::vouches_for`] may answer something else. For one waiter at a time.
+    fn news(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::pending())
+    }
 
     /// What keeps every verb waiting right now, if it is known before one of them fails.
     fn trouble(&self) -> Option<String> {
         None
     }
+
+    /// What is known of each of several clusters, in their order; empty for a key in one.
+    fn tiers(&self) -> Vec<TierCondition> {
+        Vec::new()
+    }
+}
+
+/// One version of a key. Its creation time belongs to its identity: of a key that was
+/// deleted and made again, version 1 is another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct KeyVersion {
+    /// Its number.
+    pub number: u32,
+    /// When Vault made it.
+    pub created: UnixSeconds,
+}
+
+/// Whether a replica may encrypt with a version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vouch {
+    /// None may.
+    No,
+    /// One may turn out to.
+    Pending,
+    /// One may: it is proven to have the first cluster's key material.
+    Yes,
+}
+
+/// What is known of one of a key's clusters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TierCondition {
+    /// The cluster.
+    pub cluster: ClusterName,
+    /// Why calls pass it over at present, when they do.
+    pub passed_over: Option<String>,
+    /// Why it does not encrypt, or not with the newest version; the first one always does.
+    pub unproven: Option<String>,
 }
 
 /// A ciphertext as Transit writes it: `vault:vN:<base64>`, with a well-formed version and
@@ -78,6 +147,8 @@ pub struct Wrapped {
     pub ciphertext: VaultCiphertext,
     /// The address that made it, for `verifyEncrypt`.
     pub address: String,
+    /// The cluster that made it.
+    pub cluster: ClusterName,
 }
 
 /// What a key's metadata says.
@@ -134,6 +205,9 @@ pub enum TransitCause {
         /// Who answered.
         address: String,
     },
+    /// Of the key's clusters, none could do it and at least one could not be asked.
+    #[error("{}", replicas::failure::told(.0))]
+    Clusters(Vec<ClusterFailure>),
 }
 
 /// What Vault refuses for good. The text of each says what an operator can do.
@@ -235,17 +309,37 @@ impl TransitError {
         matches!(self.cause, TransitCause::Refused { .. })
     }
 
-    /// Nobody could be asked, or nobody answered in time.
+    /// Somebody who might have done it could not be asked, or did not answer in time.
     pub const fn is_outage(&self) -> bool {
-        matches!(self.cause, TransitCause::Unavailable(_))
+        matches!(self.cause, TransitCause::Unavailable(_) | TransitCause::Clusters(_))
     }
 
     /// What Vault refused, when it did.
     pub const fn refusal(&self) -> Option<&Refusal> {
         match &self.cause {
             TransitCause::Refused { refusal, .. } => Some(refusal),
-            TransitCause::Unavailable(_) | TransitCause::Unacceptable { .. } => None,
+            TransitCause::Unavailable(_)
+            | TransitCause::Unacceptable { .. }
+            | TransitCause::Clusters(_) => None,
         }
+    }
+}
+
+// === impl KeyMetadata ===
+
+impl KeyMetadata {
+    /// The version `number`, when it may still decrypt.
+    pub fn version(&self, number: u32) -> Option<KeyVersion> {
+        let created = *self.versions.get(&number)?;
+        Some(KeyVersion { number, created })
+    }
+
+    /// Whether version `number` exists and may encrypt, and what it writes may be decrypted.
+    pub fn may_encrypt(&self, number: u32) -> bool {
+        self.versions.contains_key(&number)
+            && number >= self.min_encryption_version
+            && number >= self.min_decryption_version
+            && number <= self.latest_version
     }
 }
 

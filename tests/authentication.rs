@@ -381,3 +381,22 @@ async fn the_login_goes_to_the_configured_mount_and_namespace() -> lab::Result {
     assert_eq!(login.entry["request"]["namespace"]["path"], "platform/");
     Ok(())
 }
+
+#[tokio::test]
+async fn a_token_that_will_end_is_warned_of_and_serves_until_then() -> lab::Result {
+    let bao = Bao::start("1h", "24h").await?;
+    let config = bao.bare().await?;
+    for (options, warning) in [
+        (json!({ "policies": ["kms"], "ttl": "1h", "num_uses": 500 }), "number of uses"),
+        (json!({ "policies": ["kms"], "ttl": "1h", "type": "batch" }), "token will end"),
+        (json!({ "policies": ["kms"], "ttl": "1h", "renewable": false }), "token will end"),
+    ] {
+        let token = bao.node.admin().create_token(options).await?;
+        let daemon = Daemon::start(DAEMON, config.clone().token(&token)).await?;
+        println!("{}", daemon.wait_for_log(warning, PATIENCE).await?);
+        daemon.wait_ready(PATIENCE).await?;
+        assert!(!daemon.log().contains(&token), "the log holds a token");
+        daemon.kill();
+    }
+    Ok(())
+}

@@ -5,15 +5,21 @@
 //! of a key or version yet, an index that is not reached, redirects, and all that only
 //! HashiCorp Vault says (412, 472, 473, 474, 530).
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use http::{StatusCode, Uri};
-use lab::{Admin, Cluster, DevNode, Reply, eventually, policy_for};
+use http::{Method, StatusCode, Uri};
+use lab::{Admin, Cluster, Context as _, DevNode, Node, Reply, eventually, policy_for};
 use serde_json::{Value, json};
+use vault_kms_proxy::clock::{Deadline, Jitter, node_time};
+use vault_kms_proxy::cluster::address::Role;
 use vault_kms_proxy::cluster::operation::AddressName;
-use vault_kms_proxy::cluster::{Answer, Verb, Verdict};
-use vault_kms_proxy::transit::Refusal;
+use vault_kms_proxy::cluster::tls::LoadedTls;
+use vault_kms_proxy::cluster::{Answer, Call, Operation, Stack, Verb, Verdict};
+use vault_kms_proxy::config::settings::{AuthSettings, ClusterName, ClusterSettings, TlsSettings};
 use vault_kms_proxy::transit::verdict::{classify, refusal};
+use vault_kms_proxy::transit::{Refusal, TransitVerdicts};
 use zeroize::Zeroizing;
 
 /// What a row of the table expects, as the unit tests of the table have it.
@@ -301,7 +307,12 @@ async fn a_sealed_node() -> lab::Result {
     let root = bao.admin();
     let health = ("GET", "sys/health");
     row("active", root, Verb::Health, health, Value::Null, (200, Final)).await?;
+    let stack = stack_to(&[&bao], bao.ca_file())?;
+    assert_eq!(roles_are_seen(&stack, &[&bao]).await?, [Role::Active]);
+    let now = stack.clock().now().context("its health tells its time")?;
+    assert!((now.0 - node_time().0).abs() <= 2, "{now:?}");
     bao.seal().await?;
+    assert_eq!(roles_are_seen(&stack, &[&bao]).await?, [Role::Sealed]);
     let sealed = || (503, Eject);
     row("sealed, health", root, Verb::Health, health, Value::Null, sealed()).await?;
     row("sealed, encrypt", root, Verb::Encrypt, ENCRYPT, json!({ "plaintext": DEK }), sealed())
@@ -316,6 +327,18 @@ async fn a_sealed_node() -> lab::Result {
 async fn a_standby_and_a_node_without_a_leader() -> lab::Result {
     let bao = Cluster::start().await?;
     bao.create_keys(&["kube"]).await?;
+    let nodes: Vec<_> = bao.nodes().iter().collect();
+    let stack = stack_to(&nodes, bao.ca_file())?;
+    let first = roles_are_seen(&stack, &nodes).await?;
+    bao.leader().await?.step_down().await?;
+    bao.heal().await?;
+    let then = roles_are_seen(&stack, &nodes).await?;
+    assert_ne!(first, then, "nobody stepped down");
+    for roles in [&first, &then] {
+        let count = |role| roles.iter().filter(|is| **is == role).count();
+        assert_eq!((count(Role::Active), count(Role::Standby)), (1, 2), "{roles:?}");
+    }
+
     let standby = bao.standby().await?;
     let admin = bao.admin().at(standby.address());
     let health = ("GET", "sys/health");
@@ -340,6 +363,57 @@ async fn a_standby_and_a_node_without_a_leader() -> lab::Result {
     let reply = wait_for(&nobody, login, &secret, 307).await?;
     hold("no leader, login", Verb::Login, &reply, (307, Other));
     Ok(())
+}
+
+/// The daemon's way to these nodes, and its probes of them.
+fn stack_to(nodes: &[&Node], ca: &Path) -> lab::Result<Stack> {
+    let addresses: Result<_, _> = nodes.iter().map(|node| node.address().parse()).collect();
+    let settings = ClusterSettings {
+        name: ClusterName::try_new("bao")?,
+        addresses: addresses?,
+        namespace: None,
+        auth_namespace: None,
+        tls: TlsSettings { ca_file: Some(ca.to_owned()), ..TlsSettings::default() },
+        auth: AuthSettings::Token("none".into()),
+        token_cache: None,
+        dns_servers: Vec::new(),
+        allow_plaintext: false,
+    };
+    let (tls, jitter) = (LoadedTls::read(&settings.tls)?, Arc::new(Jitter::from_entropy()));
+    Ok(Stack::try_new(&settings, &tls, Arc::new(TransitVerdicts), jitter)?)
+}
+
+/// Waits until the probes see each node as what its health says it is, while somebody calls.
+async fn roles_are_seen(stack: &Stack, nodes: &[&Node]) -> lab::Result<Vec<Role>> {
+    eventually("each node is seen as what it is", Duration::from_secs(30), || async {
+        // Without a token it is refused, wherever it is taken at all.
+        let operation = Arc::new(Operation {
+            verb: Verb::Decrypt,
+            method: Method::POST,
+            path: "/v1/transit/decrypt/kube".into(),
+            namespace: None,
+            body: None,
+        });
+        let deadline = Deadline::after(Duration::from_millis(200));
+        if stack.call(Call { operation, token: None, deadline }).await.is_ok() {
+            lab::fail!("a call without a token was answered");
+        }
+        let mut roles = Vec::new();
+        for (node, seen) in std::iter::zip(nodes, stack.addresses()) {
+            let is = match node.status().await? {
+                200 => Role::Active,
+                429 => Role::Standby,
+                503 => Role::Sealed,
+                status => lab::fail!("{} answers HTTP {status}", node.name()),
+            };
+            if seen.role != is {
+                lab::fail!("{} is {is} and is seen as {}", node.name(), seen.role);
+            }
+            roles.push(is);
+        }
+        Ok(Some(roles))
+    })
+    .await
 }
 
 async fn wait_for(

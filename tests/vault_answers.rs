@@ -9,7 +9,7 @@ use std::time::Duration;
 use lab::{Admin, DevNode, policy_for};
 use secrecy::SecretString;
 use serde_json::json;
-use vault_kms_proxy::clock::{Deadline, Jitter};
+use vault_kms_proxy::clock::{Deadline, Jitter, UnixSeconds};
 use vault_kms_proxy::cluster::tls::LoadedTls;
 use vault_kms_proxy::cluster::{Cluster, Stack};
 use vault_kms_proxy::config::settings::{
@@ -18,12 +18,19 @@ use vault_kms_proxy::config::settings::{
 };
 use vault_kms_proxy::secret::Plaintext;
 use vault_kms_proxy::transit::{
-    HttpTransitKey, Refusal, TransitCause, TransitKey as _, TransitVerdicts, VaultCiphertext,
+    HttpTransitKey, KeyVersion, Refusal, TransitCause, TransitKey as _, TransitVerdicts,
+    VaultCiphertext,
 };
 
 /// The deadline of a call: longer than an apiserver's, for a machine that is busy.
 fn soon() -> Deadline {
     Deadline::after(Duration::from_secs(10))
+}
+
+/// What an encrypt asks for; only several clusters look at the creation time.
+#[allow(clippy::unnecessary_wraps, reason = "it is asked for in this form")]
+fn version(number: u32) -> Option<KeyVersion> {
+    Some(KeyVersion { number, created: UnixSeconds(0) })
 }
 
 fn seed() -> Plaintext {
@@ -34,6 +41,7 @@ fn cluster(node: &DevNode, auth: AuthSettings) -> Arc<Cluster> {
     let settings = ClusterSettings {
         name: ClusterName::try_new("bao").unwrap(),
         addresses: vec![node.address().parse().unwrap()],
+        dns_servers: Vec::new(),
         namespace: None,
         auth_namespace: None,
         tls: TlsSettings { ca_file: Some(node.ca_file().to_owned()), ..TlsSettings::default() },
@@ -59,6 +67,7 @@ fn key_at(cluster: &Arc<Cluster>, mount: &str, key: &str) -> HttpTransitKey {
         mount: mount.to_owned(),
         namespace: None,
         clusters: vec![cluster.name().clone()],
+        replicas: Vec::new(),
         epoch: None,
         active_version: None,
     };
@@ -102,7 +111,7 @@ async fn the_smallest_policy_is_enough_for_every_verb() {
     let cluster = cluster(&node, auth);
     let key = key(&cluster, "kube");
 
-    let wrapped = key.encrypt(&seed(), Some(1), soon()).await.unwrap();
+    let wrapped = key.encrypt(&seed(), version(1), soon()).await.unwrap();
     assert_eq!(wrapped.address, node.address());
     assert_eq!(key.decrypt(&wrapped.ciphertext, soon()).await.unwrap(), seed());
     let metadata = key.read(soon()).await.unwrap();
@@ -125,9 +134,9 @@ async fn every_type_of_key_is_encrypted_with_or_read() {
     for key_type in ["aes128-gcm96", "aes256-gcm96", "chacha20-poly1305", "xchacha20-poly1305"] {
         node.admin().create_key_with(key_type, json!({ "type": key_type })).await.unwrap();
         let key = key(&cluster, key_type);
-        let unknown = key.encrypt(&seed(), Some(1), soon()).await.unwrap();
+        let unknown = key.encrypt(&seed(), version(1), soon()).await.unwrap();
         assert_eq!(key.read(soon()).await.unwrap().key_type, key_type);
-        let known = key.encrypt(&seed(), Some(1), soon()).await.unwrap();
+        let known = key.encrypt(&seed(), version(1), soon()).await.unwrap();
         for wrapped in [unknown, known] {
             let plaintext = key.decrypt(&wrapped.ciphertext, soon()).await.unwrap();
             assert_eq!(plaintext, seed(), "{key_type}");
@@ -148,13 +157,13 @@ async fn each_refusal_of_a_verb_is_known_by_its_text() {
     let admin = node.admin();
     let root = cluster(&node, token(node.root_token()));
     let kube = key(&root, "kube");
-    let first = kube.encrypt(&seed(), Some(1), soon()).await.unwrap().ciphertext;
+    let first = kube.encrypt(&seed(), version(1), soon()).await.unwrap().ciphertext;
     admin.rotate("kube").await.unwrap();
     admin.rotate("kube").await.unwrap();
     admin.set_min_decryption_version("kube", 2).await.unwrap();
     admin.set_min_encryption_version("kube", 3).await.unwrap();
 
-    let foreign = key(&root, "other").encrypt(&seed(), Some(1), soon()).await.unwrap();
+    let foreign = key(&root, "other").encrypt(&seed(), version(1), soon()).await.unwrap();
     let second = format!("vault:v2:{}", foreign.ciphertext.payload());
     let fourth = format!("vault:v4:{}", foreign.ciphertext.payload());
     let decrypted = [
@@ -166,15 +175,15 @@ async fn each_refusal_of_a_verb_is_known_by_its_text() {
     for (name, outcome, expected) in decrypted {
         assert_eq!(outcome.unwrap_err().refusal(), Some(&expected), "{name}");
     }
-    let below = kube.encrypt(&seed(), Some(2), soon()).await.unwrap_err();
+    let below = kube.encrypt(&seed(), version(2), soon()).await.unwrap_err();
     assert_eq!(below.refusal(), Some(&Refusal::BelowMinimumEncryption));
-    let above = kube.encrypt(&seed(), Some(4), soon()).await.unwrap_err();
+    let above = kube.encrypt(&seed(), version(4), soon()).await.unwrap_err();
     assert_eq!(above.refusal(), Some(&Refusal::AboveLatest));
     let missing = key(&root, "none").read(soon()).await.unwrap_err();
     assert_eq!(missing.refusal(), Some(&Refusal::KeyNotFound));
     let mount = key_at(&root, "elsewhere", "kube");
     for refusal in [
-        mount.encrypt(&seed(), Some(1), soon()).await.unwrap_err(),
+        mount.encrypt(&seed(), version(1), soon()).await.unwrap_err(),
         mount.read(soon()).await.unwrap_err(),
     ] {
         assert!(matches!(refusal.refusal(), Some(Refusal::Misconfigured(_))), "{refusal}");
@@ -185,7 +194,7 @@ async fn each_refusal_of_a_verb_is_known_by_its_text() {
     let limited = cluster(&node, token(&admin.create_token(options).await.unwrap()));
     let denied = key(&limited, "kube");
     for outcome in [
-        denied.encrypt(&seed(), Some(3), soon()).await.unwrap_err(),
+        denied.encrypt(&seed(), version(3), soon()).await.unwrap_err(),
         denied.decrypt(&first, soon()).await.unwrap_err(),
         denied.read(soon()).await.unwrap_err(),
     ] {
@@ -199,7 +208,7 @@ async fn sixty_four_callers_with_a_revoked_token_share_one_login() {
     let (node, auth) = node_with_role(role).await;
     let cluster = cluster(&node, auth);
     let key = key(&cluster, "kube");
-    let wrapped = key.encrypt(&seed(), Some(1), soon()).await.unwrap();
+    let wrapped = key.encrypt(&seed(), version(1), soon()).await.unwrap();
     node.admin().revoke_prefix("auth/approle/login").await.unwrap();
     let before = living_tokens(node.admin()).await;
 
@@ -216,7 +225,7 @@ async fn a_token_with_a_short_life_is_kept_alive_beyond_its_max_ttl() {
     let (node, auth) = node_with_role(role).await;
     let cluster = cluster(&node, auth);
     let key = key(&cluster, "kube");
-    let wrapped = key.encrypt(&seed(), Some(1), soon()).await.unwrap();
+    let wrapped = key.encrypt(&seed(), version(1), soon()).await.unwrap();
     let end = tokio::time::Instant::now() + Duration::from_secs(10);
     let mut calls = tokio::time::interval(Duration::from_millis(100));
     while tokio::time::Instant::now() < end {
@@ -245,7 +254,7 @@ async fn each_way_to_have_no_token_says_what_to_do() {
     ] {
         let cluster = cluster(&node, auth);
         let error = key(&cluster, "kube")
-            .encrypt(&seed(), Some(1), Deadline::after(Duration::from_secs(2)))
+            .encrypt(&seed(), version(1), Deadline::after(Duration::from_secs(2)))
             .await
             .unwrap_err();
         assert!(matches!(error.cause, TransitCause::Unavailable(_)), "{error}");

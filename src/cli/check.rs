@@ -12,6 +12,7 @@ use crate::config::load::{self, FileForm, Flags, Loaded, Sources};
 
 mod cluster;
 mod kek;
+mod replicas;
 
 /// Check a configuration before a daemon runs on it.
 ///
@@ -104,13 +105,28 @@ pub fn run(check: Check) -> ExitCode {
 async fn online(loaded: &Loaded, timeout: Duration) -> Report {
     let settings = &loaded.settings;
     let mut report = Report::default();
+    let mut reached = replicas::Reached::new();
     for wanted in &settings.clusters {
         report.heading(format_args!("cluster {}", wanted.name));
         let Some(cluster) = cluster::check(&mut report, wanted, timeout).await else { continue };
-        for kek in settings.keyring.keks.iter().filter(|kek| kek.clusters[0] == wanted.name) {
-            report.heading(format_args!("KEK {} ({}/{})", kek.name, kek.mount, kek.transit_key));
-            kek::check(&mut report, &cluster, kek, timeout).await;
+        for kek in &settings.keyring.keks {
+            let Some(n) = kek.clusters.iter().position(|name| *name == wanted.name) else {
+                continue;
+            };
+            let there = kek.in_cluster(n);
+            let replica = if n == 0 { "" } else { ", replica" };
+            report.heading(format_args!(
+                "KEK {} ({}/{}{replica})",
+                kek.name, there.mount, there.transit_key
+            ));
+            kek::check(&mut report, &cluster, &there, timeout).await;
         }
+        reached.insert(wanted.name.clone(), cluster);
+    }
+    for kek in settings.keyring.keks.iter().filter(|kek| kek.clusters.len() > 1) {
+        let names: Vec<&str> = kek.clusters.iter().map(|name| name.as_str()).collect();
+        report.heading(format_args!("KEK {} in clusters {}", kek.name, names.join(", ")));
+        replicas::check(&mut report, kek, &reached, timeout).await;
     }
     report
 }

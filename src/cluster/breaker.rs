@@ -20,7 +20,7 @@
 //! ([`BreakerState::probe_wanted`]), and only a good one lets a trial through. Two things
 //! do without it, so that no breaker stays open for ever: a prober that reports nothing
 //! ([`BreakerPolicy::probe_patience`]), and a pool that has no other address
-//! ([`BreakerState::trial_within`]).
+//! ([`Breaker::scouting`]).
 
 use std::task::{Context, Poll, ready};
 
@@ -75,6 +75,12 @@ impl<S> Layer<S> for BreakerLayer {
 // === impl Breaker ===
 
 impl<S> Breaker<S> {
+    /// A service that is ready for one attempt whatever `state` says: a scout's, while no
+    /// address is usable.
+    pub fn scouting(state: &BreakerState, inner: S) -> Self {
+        Self { inner, state: state.clone(), permit: Some(state.scout()), waiting: None }
+    }
+
     /// Who may report on the attempt that this service is ready to make.
     pub fn witness(&self) -> Option<Witness> {
         self.permit.as_ref().map(Permit::witness)

@@ -74,7 +74,8 @@ where
                 }
                 Verdict::Stale(reason) => {
                     let address = answer.address.clone();
-                    let fault = Fault::Stale { reason, answer: Box::new(answer) };
+                    let answer = Box::new(answer);
+                    let fault = Fault::Stale { reason, by_active: false, answer };
                     return Err(AttemptError { address, index, fault });
                 }
             };

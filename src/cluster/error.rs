@@ -57,11 +57,13 @@ pub enum Fault {
         /// What the answer means.
         verdict: Elsewhere,
     },
-    /// An answer that may be stale; kept, because it is final when all agree.
+    /// An answer that may be stale; kept, because it is final when the active node gives it.
     #[error("{reason} (HTTP {})", answer.status.as_u16())]
     Stale {
         /// What it says.
         reason: &'static str,
+        /// It is the active node's for certain: whoever got the request has handed it on.
+        by_active: bool,
         /// The answer itself.
         answer: Box<Answer>,
     },
@@ -89,10 +91,10 @@ pub enum CallErrorKind {
     Exhausted,
     /// The deadline came first.
     Deadline,
-    /// Every address gave an answer that could have been stale: they agree, so it is final.
+    /// The active node gave an answer that could have been stale elsewhere: it is final.
     Agreed(Box<Answer>),
     /// Every address that could be asked gave an answer that could have been stale, twice.
-    /// It is not final: an address that could not be asked may know better.
+    /// It is not final: the active node, which knows for certain, has not said the same.
     Undecided,
     /// The token was refused: by two addresses, or by the only one that could be asked.
     TokenRefused,
@@ -126,6 +128,12 @@ impl Fault {
     /// it did not.
     pub const fn may_have_been_served(&self) -> bool {
         matches!(self, Self::Connection(_) | Self::Deadline | Self::Silent(_) | Self::Broken(_))
+    }
+
+    /// Whether it will be the same for as long as a call lasts: a certificate does not
+    /// change from one moment to the next.
+    pub const fn is_lasting(&self) -> bool {
+        matches!(self, Self::Tls(_))
     }
 
     /// Whether the address answered the question itself, if not in a way that settles it.
@@ -162,11 +170,12 @@ impl fmt::Display for CallError {
             CallErrorKind::Exhausted => write!(f, "cluster {cluster}: no address could answer")?,
             CallErrorKind::Deadline => write!(f, "cluster {cluster}: no answer in time")?,
             CallErrorKind::Agreed(answer) => {
-                write!(f, "cluster {cluster}: every address says HTTP {}", answer.status.as_u16())?;
+                let status = answer.status.as_u16();
+                write!(f, "cluster {cluster}: the active node says HTTP {status}")?;
             }
             CallErrorKind::Undecided => write!(
                 f,
-                "cluster {cluster}: not certain, because not every address could be asked"
+                "cluster {cluster}: not certain, because the active node has not confirmed it"
             )?,
             CallErrorKind::TokenRefused => write!(f, "cluster {cluster}: the token was refused")?,
             CallErrorKind::NoToken(why) => write!(f, "cluster {cluster}: no token: {why}")?,

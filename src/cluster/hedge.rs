@@ -16,9 +16,9 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use opentelemetry::KeyValue;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tower::retry::budget::{Budget as _, TpsBudget};
 use tower::{Layer, Service};
 
+use super::budget::Budget;
 use super::error::{AttemptError, Fault};
 use super::operation::{AddressSet, Answer, Attempt, AttemptReason, Fate};
 use super::pool::{InFlight, Landed, NoAddress};
@@ -35,10 +35,14 @@ const MAX_IN_FLIGHT: usize = 3;
 /// three nodes and one more: enough to sit out an election within a deadline of 3 s, over
 /// which the retry layer spreads them, and the most that one call can weigh on a Vault in
 /// trouble.
-pub(super) const MAX_ATTEMPTS: u32 = 13;
+pub(crate) const MAX_ATTEMPTS: u32 = 13;
 
 /// Losers that may run out in the background; beyond it they are cut.
 const MAX_LOSERS: usize = 64;
+
+/// Hedges as a share of the calls in percent, and a reserve of so many a second.
+const SHARE: u32 = 5;
+const RESERVE: u32 = 10;
 
 /// How soon an address that failed is asked again beside one that is still silent.
 const REJOIN: Duration = Duration::from_millis(250);
@@ -63,7 +67,7 @@ pub struct Hedge<P> {
 struct Shared {
     cluster: ClusterName,
     delay: Arc<dyn HedgeDelay>,
-    budget: TpsBudget,
+    budget: Budget,
     losers: Losers,
 }
 
@@ -116,7 +120,7 @@ impl HedgeLayer {
     pub fn new(cluster: ClusterName, delay: Arc<dyn HedgeDelay>) -> Self {
         // Hedges add 5 % to the load at most; the reserve lets an idle daemon's first calls
         // survive a node that just froze.
-        let budget = TpsBudget::new(Duration::from_secs(10), 10, 0.05);
+        let budget = Budget::new(&cluster, AttemptReason::Hedge, RESERVE, SHARE);
         let losers = Losers::default();
         Self { shared: Arc::new(Shared { cluster, delay, budget, losers }) }
     }
@@ -279,20 +283,31 @@ where
             self.join_at = Instant::now() + self.patience;
             return;
         }
-        let in_flight =
-            self.flights.iter().fold(AddressSet::default(), |set, f| set.with(f.index()));
+        if !self.ask_somebody().await && !is_free {
+            self.shared.budget.put_back();
+        }
+    }
+
+    async fn ask_somebody(&mut self) -> bool {
         if self.ask_beside(self.tried).await {
-            return;
+            return true;
         }
-        // Every address was asked: those that failed are worth another try, but not at once.
+        // Every address was asked: those that failed are worth another try, but not at once,
+        // and not for what will be the same for as long as the call lasts.
         self.join_at = Instant::now() + REJOIN.max(self.patience);
-        match self.failed_at {
-            Some(at) if at + REJOIN <= Instant::now() => {
-                self.ask_beside(in_flight).await;
-            }
-            Some(at) => self.join_at = at + REJOIN,
-            None => {}
+        let Some(failed_at) = self.failed_at else { return false };
+        if failed_at + REJOIN > Instant::now() {
+            self.join_at = failed_at + REJOIN;
+            return false;
         }
+        let lasting = self.failed.iter().filter(|failed| failed.fault.is_lasting());
+        let out_of_question = self
+            .flights
+            .iter()
+            .map(InFlight::index)
+            .chain(lasting.map(|failed| failed.index))
+            .fold(AddressSet::default(), AddressSet::with);
+        self.ask_beside(out_of_question).await
     }
 
     /// Sends a hedge to an address outside `tried`, if one can take it.
@@ -302,7 +317,10 @@ where
             number: self.first.number + self.sent,
             reason: AttemptReason::Hedge,
             tried,
+            is_over_budget: false,
             is_second_opinion: self.opinion_at.is_some(),
+            hand_on: self.first.hand_on,
+            index: None,
             needs_active: self.first.needs_active,
             fate: Fate::default(),
         };

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -29,8 +30,9 @@ use zeroize::Zeroizing;
 
 use super::address::Address;
 use super::error::{AttemptError, Fault};
-use super::operation::{Answer, Attempt, Call, Operation};
-use super::tls::{self, LoadedTls};
+use super::index::{FORWARD, X_VAULT_INCONSISTENT, X_VAULT_INDEX};
+use super::operation::{Answer, Attempt, Operation};
+use super::tls::{self, LoadedTls, TlsSnapshot};
 use crate::telemetry::traces;
 use dial::{Dial, Served, Within};
 
@@ -76,6 +78,13 @@ type Pool = Client<Within<HttpsConnector<Dial>>, Full<Bytes>>;
 #[derive(Clone)]
 pub struct Http {
     address: Address,
+    tls: LoadedTls,
+    connections: Arc<ArcSwap<Connections>>,
+}
+
+/// Pooled connections, and the TLS that made them.
+struct Connections {
+    tls: Arc<TlsSnapshot>,
     client: Pool,
 }
 
@@ -93,30 +102,31 @@ struct Failure {
 impl Http {
     /// A client for `address`. Nothing is dialled before the first attempt.
     pub fn new(address: Address, tls: &LoadedTls) -> Self {
-        let https_only = address.url.scheme_str() != Some("http");
-        let mut config = tls.config();
-        if OFFER_HTTP2 {
-            Arc::make_mut(&mut config).alpn_protocols = vec![b"h2".into(), b"http/1.1".into()];
+        let connections = Connections::new(&address, tls.snapshot());
+        let connections = Arc::new(ArcSwap::from_pointee(connections));
+        Self { address, tls: tls.clone(), connections }
+    }
+
+    /// The client over the TLS that holds now. After a change of its files, requests in
+    /// flight end on the connections that they have, and idle ones are closed: they show a
+    /// certificate that is not ours any more, or trust an authority that is no longer to be.
+    fn client(&self) -> Pool {
+        let tls = self.tls.snapshot();
+        let held = self.connections.load();
+        if Arc::ptr_eq(&held.tls, &tls) {
+            return held.client.clone();
         }
-        let connector = HttpsConnector::new(
-            Dial::new(CONNECT_TIMEOUT),
-            config,
-            https_only,
-            tls.server_name_resolver(),
-        );
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(MAX_IDLE)
-            .retry_canceled_requests(false)
-            .build(Within::new(CONNECT_TIMEOUT, connector));
-        Self { address, client }
+        let fresh = Connections::new(&self.address, tls);
+        let client = fresh.client.clone();
+        self.connections.store(Arc::new(fresh));
+        client
     }
 
     /// One request and its whole answer, within the call's deadline.
-    async fn send(self, call: Call) -> Result<Answer, AttemptError> {
-        let exchange = self.exchange(&call);
-        let outcome = match tokio::time::timeout_at(call.deadline.instant(), exchange).await {
+    async fn send(self, attempt: Attempt) -> Result<Answer, AttemptError> {
+        let exchange = self.exchange(&attempt);
+        let outcome = match tokio::time::timeout_at(attempt.call.deadline.instant(), exchange).await
+        {
             Ok(outcome) => outcome,
             Err(_) => Err(Fault::Deadline),
         };
@@ -127,10 +137,11 @@ impl Http {
         })
     }
 
-    async fn exchange(&self, call: &Call) -> Result<Answer, Fault> {
+    async fn exchange(&self, attempt: &Attempt) -> Result<Answer, Fault> {
+        let call = &attempt.call;
         let mut closed = 0;
         loop {
-            let request = self.request(call)?;
+            let request = self.request(attempt)?;
             match self.exchange_once(request).await {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => {
@@ -152,7 +163,7 @@ impl Http {
     }
 
     async fn exchange_once(&self, request: Request<Full<Bytes>>) -> Result<Answer, Failure> {
-        let response = self.client.request(request).await.map_err(Failure::of_client)?;
+        let response = self.client().request(request).await.map_err(Failure::of_client)?;
         if let Some(served) = response.extensions().get::<Served>() {
             served.mark();
         }
@@ -162,7 +173,8 @@ impl Http {
         Ok(Answer { status: head.status, headers: head.headers, body, address })
     }
 
-    fn request(&self, call: &Call) -> Result<Request<Full<Bytes>>, Fault> {
+    fn request(&self, attempt: &Attempt) -> Result<Request<Full<Bytes>>, Fault> {
+        let call = &attempt.call;
         let operation = &call.operation;
         let uri = Uri::builder()
             .scheme(self.address.url.scheme_str().unwrap_or("https"))
@@ -199,6 +211,10 @@ impl Http {
             })?;
             headers.insert(X_VAULT_NAMESPACE, value);
         }
+        if let Some(index) = &attempt.index {
+            headers.insert(X_VAULT_INDEX, index.clone());
+            headers.insert(X_VAULT_INCONSISTENT, FORWARD);
+        }
         traces::inject(&Span::current(), headers);
         Ok(request)
     }
@@ -214,13 +230,38 @@ impl Service<Attempt> for Http {
     }
 
     fn call(&mut self, attempt: Attempt) -> Self::Future {
-        self.clone().send(attempt.call).boxed()
+        self.clone().send(attempt).boxed()
     }
 }
 
 impl fmt::Debug for Http {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Http").field("address", &self.address.name).finish_non_exhaustive()
+    }
+}
+
+// === impl Connections ===
+
+impl Connections {
+    fn new(address: &Address, tls: Arc<TlsSnapshot>) -> Self {
+        let https_only = address.url.scheme_str() != Some("http");
+        let mut config = tls.config();
+        if OFFER_HTTP2 {
+            Arc::make_mut(&mut config).alpn_protocols = vec![b"h2".into(), b"http/1.1".into()];
+        }
+        let connector = HttpsConnector::new(
+            Dial::new(address.peer, CONNECT_TIMEOUT),
+            config,
+            https_only,
+            tls.server_name_resolver(),
+        );
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(MAX_IDLE)
+            .retry_canceled_requests(false)
+            .build(Within::new(CONNECT_TIMEOUT, connector));
+        Self { tls, client }
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use secrecy::SecretString;
 use zeroize::Zeroizing;
 
@@ -80,9 +80,15 @@ pub struct Attempt {
     pub reason: AttemptReason,
     /// Addresses that this call has been to; the pool picks another while there is one.
     pub tried: AddressSet,
+    /// The budget has no repeat left for it: it stands in line until others get answers.
+    pub is_over_budget: bool,
     /// Another address has answered the call already, with what may be stale, so that the
     /// silence of this one is not waited for to the end.
     pub is_second_opinion: bool,
+    /// Addresses that are to hand it on to the active node, should they not be that.
+    pub hand_on: AddressSet,
+    /// Sent as `X-Vault-Index`; [`index`](super::index) sets it.
+    pub index: Option<HeaderValue>,
     /// It is for the active node, where that can be asked: only that one knows for certain
     /// what was changed a moment ago.
     pub needs_active: bool,
@@ -149,7 +155,7 @@ pub enum Verdict {
     Final,
     /// The token was refused: one shared login, then once more. The address is sound.
     TokenRefused,
-    /// It may know less than the active node: ask the others; final when all agree.
+    /// It may know less than the active node: ask that; final when it says the same.
     Stale(&'static str),
     /// Another address may do better.
     Elsewhere(Elsewhere),
@@ -233,13 +239,25 @@ impl fmt::Debug for Call {
 
 impl fmt::Debug for Attempt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { call, number, reason, tried, is_second_opinion, needs_active, fate: _ } = self;
+        let Self {
+            call,
+            number,
+            reason,
+            tried,
+            is_over_budget,
+            is_second_opinion,
+            needs_active,
+            hand_on,
+            ..
+        } = self;
         f.debug_struct("Attempt")
             .field("call", call)
             .field("number", number)
             .field("reason", reason)
             .field("tried", tried)
+            .field("is_over_budget", is_over_budget)
             .field("is_second_opinion", is_second_opinion)
+            .field("hand_on", hand_on)
             .field("needs_active", needs_active)
             .finish_non_exhaustive()
     }

@@ -12,9 +12,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
-use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt as _, StreamExt as _};
+use futures_util::FutureExt as _;
+use futures_util::future::{self, BoxFuture};
 use tokio::time::Instant;
 use tower::{Layer as _, Service, ServiceExt as _};
 
@@ -22,14 +21,15 @@ use super::address::{Address, Role, UnderWay};
 use super::breaker::{Breaker, BreakerLayer, BreakerState, Witness};
 use super::error::{AttemptError, Fault};
 use super::operation::{AddressIndex, AddressSet, Answer, Attempt, AttemptReason, Fate};
+use crate::clock::Jitter;
+use crate::config::settings::ClusterName;
 use members::{Members, Roster};
 pub use order::{Candidate, Standing, Wanted, order};
+use parking::{Lot, Parking, Scouting, Seen, Turn, View};
 
 pub mod members;
 mod order;
-
-/// With no usable address, each is tried once in this time, whatever its breaker says.
-const PARKED_TRIAL: Duration = Duration::from_secs(1);
+mod parking;
 
 /// No address is preferred.
 const NONE: u8 = u8::MAX;
@@ -43,6 +43,8 @@ struct Shared<S> {
     members: Members<S>,
     /// The address that answered last.
     preferred: Arc<AtomicU8>,
+    /// Where calls wait while no address is usable.
+    parking: Parking,
 }
 
 /// One address, its breaker and the service that reaches it.
@@ -68,6 +70,8 @@ pub trait Outlook: Send + Sync + 'static {
     fn active(&self) -> Option<AddressIndex> {
         None
     }
+    /// Whether no address is usable, so that the pool lets calls wait in line.
+    fn is_out(&self) -> bool;
     /// Those that do not serve, and why.
     fn left_out(&self) -> Vec<AttemptError>;
 }
@@ -79,7 +83,11 @@ pub struct InFlight {
     began: Instant,
     fate: Fate,
     preferred: Arc<AtomicU8>,
+    lot: Arc<Lot>,
+    /// Addresses of the cluster.
+    addresses: usize,
     _under_way: UnderWay,
+    _scouting: Option<Scouting>,
     answering: BoxFuture<'static, Result<Answer, AttemptError>>,
 }
 
@@ -104,18 +112,16 @@ pub struct NoAddress {
 
 // === impl Pool ===
 
-impl<S> Pool<S> {
-    /// A pool of `members`.
-    pub fn new(members: Members<S>) -> Self {
+impl<S: Send + Sync + 'static> Pool<S> {
+    /// A pool of `members`, which are addresses of `cluster`.
+    pub fn new(cluster: ClusterName, members: Members<S>, jitter: Arc<Jitter>) -> Self {
         let preferred = Arc::new(AtomicU8::new(NONE));
-        Self { shared: Arc::new(Shared { members, preferred }) }
+        let parking = Parking::new(cluster, jitter, Arc::new(members.clone()));
+        Self { shared: Arc::new(Shared { members, preferred, parking }) }
     }
 
     /// A view for the retry layer.
-    pub fn outlook(&self) -> Arc<dyn Outlook>
-    where
-        S: Send + Sync + 'static,
-    {
+    pub fn outlook(&self) -> Arc<dyn Outlook> {
         Arc::clone(&self.shared) as Arc<dyn Outlook>
     }
 }
@@ -153,75 +159,100 @@ where
     S::Future: Send + 'static,
 {
     async fn send(self: Arc<Self>, attempt: Attempt) -> Result<InFlight, NoAddress> {
-        let is_hedge = attempt.reason == AttemptReason::Hedge;
+        if attempt.reason == AttemptReason::Hedge {
+            return self.hedge(&attempt).ok_or(NoAddress { left_out: Vec::new() });
+        }
+        let must_wait = attempt.is_over_budget || self.parking.has_waiting();
+        let mut flight = if must_wait { None } else { self.take_off(&attempt) };
+        loop {
+            if let Some(flight) = flight {
+                return Ok(flight);
+            }
+            // To wait is better than to fail: most such times are an election and end
+            // within seconds.
+            let turn = self.parking.turn(attempt.number, attempt.call.deadline).await;
+            flight = match turn {
+                Some(Turn::Go) => self.take_off(&attempt),
+                Some(Turn::Scout(index, scouting)) => self.scout(index, scouting, &attempt),
+                None => return Err(NoAddress { left_out: self.left_out() }),
+            };
+        }
+    }
+
+    /// To the first address that can take the attempt now, while there is a usable one.
+    fn take_off(&self, attempt: &Attempt) -> Option<InFlight> {
         let roster = self.members.roster();
-        for endpoint in self.ordered(&roster, &attempt) {
-            if is_hedge && attempt.tried.contains(endpoint.address.index) {
-                break; // a hedge is for another address
-            }
-            let mut service = service(endpoint);
-            if let Some(Ok(_)) = service.ready().now_or_never() {
-                return Ok(self.dispatch(endpoint.address.clone(), service, attempt));
-            }
+        if self.is_all_out(&roster) {
+            return None;
         }
-        if is_hedge {
-            return Err(NoAddress { left_out: Vec::new() });
-        }
-        self.park(attempt).await
+        let order = self.ordered(&roster, attempt).into_iter();
+        order.into_iter().find_map(|endpoint| self.ask(&roster, endpoint, attempt))
     }
 
-    /// No address is usable. The call waits for the first that lets it through, which is
-    /// better than to fail: most such times are an election and end within seconds. An
-    /// address that comes now may be it.
-    async fn park(&self, attempt: Attempt) -> Result<InFlight, NoAddress> {
-        let mut changes = self.members.changes();
-        let first_ready = async {
-            loop {
-                changes.forget();
-                let roster = self.members.roster();
-                for endpoint in roster.iter() {
-                    endpoint.breaker.trial_within(PARKED_TRIAL);
-                }
-                tokio::select! {
-                    Some(ready) = self.first_ready(&roster, &attempt) => return ready,
-                    () = changes.next() => {}
-                }
-            }
+    /// To another address than those that were asked. It does not wait.
+    fn hedge(&self, attempt: &Attempt) -> Option<InFlight> {
+        let roster = self.members.roster();
+        if self.is_all_out(&roster) {
+            let (index, scouting) = self.parking.turn_now(attempt.tried)?;
+            return self.scout(index, scouting, attempt);
+        }
+        let may_do = |Address { index, role, .. }: &Address| {
+            !attempt.tried.contains(*index) && role.get().can_serve()
         };
-        let deadline = attempt.call.deadline.instant();
-        match tokio::time::timeout_at(deadline, first_ready).await {
-            Ok((address, service)) => Ok(self.dispatch(address, service, attempt)),
-            Err(_) => Err(NoAddress { left_out: self.left_out() }),
-        }
+        self.ordered(&roster, attempt)
+            .into_iter()
+            .filter(|endpoint| may_do(&endpoint.address))
+            .find_map(|endpoint| self.ask(&roster, endpoint, attempt))
     }
 
-    async fn first_ready(
+    /// Through the breaker of `endpoint`, unless it asked for time.
+    fn ask(
         &self,
         roster: &Roster<S>,
+        endpoint: &Endpoint<S>,
         attempt: &Attempt,
-    ) -> Option<(Address, Breaker<S>)> {
-        let order = self.ordered(roster, attempt).into_iter();
-        let mut waiting: FuturesUnordered<_> = order
-            .map(|endpoint| service(endpoint).ready_oneshot().map(move |ready| (endpoint, ready)))
-            .collect();
-        while let Some((endpoint, ready)) = waiting.next().await {
-            if let Ok(service) = ready {
-                return Some((endpoint.address.clone(), service));
-            }
+    ) -> Option<InFlight> {
+        if self.parking.lot().is_resting(endpoint.address.index) {
+            return None;
         }
-        None
+        let breaker = BreakerLayer::new(endpoint.breaker.clone()).layer(endpoint.service.clone());
+        self.dispatch(roster, endpoint, breaker, None, attempt)
     }
 
-    fn dispatch(&self, address: Address, mut service: Breaker<S>, attempt: Attempt) -> InFlight {
-        InFlight {
-            _under_way: address.latency.begin(),
-            address,
+    /// Past the breaker of `index`.
+    fn scout(
+        &self,
+        index: AddressIndex,
+        scouting: Scouting,
+        attempt: &Attempt,
+    ) -> Option<InFlight> {
+        let roster = self.members.roster();
+        let endpoint = roster.get(index)?;
+        let breaker = Breaker::scouting(&endpoint.breaker, endpoint.service.clone());
+        self.dispatch(&roster, endpoint, breaker, Some(scouting), attempt)
+    }
+
+    fn dispatch(
+        &self,
+        roster: &Roster<S>,
+        endpoint: &Endpoint<S>,
+        mut service: Breaker<S>,
+        scouting: Option<Scouting>,
+        attempt: &Attempt,
+    ) -> Option<InFlight> {
+        service.ready().now_or_never()?.ok()?;
+        Some(InFlight {
+            _under_way: endpoint.address.latency.begin(),
+            address: endpoint.address.clone(),
             witness: service.witness(),
             began: Instant::now(),
             fate: attempt.fate.clone(),
             preferred: Arc::clone(&self.preferred),
-            answering: service.call(attempt).boxed(),
-        }
+            lot: Arc::clone(self.parking.lot()),
+            addresses: roster.len(),
+            _scouting: scouting,
+            answering: service.call(attempt.clone()).boxed(),
+        })
     }
 
     fn ordered<'a>(&self, roster: &'a Roster<S>, attempt: &Attempt) -> Vec<&'a Endpoint<S>> {
@@ -246,8 +277,13 @@ where
     }
 }
 
-fn service<S: Clone>(endpoint: &Endpoint<S>) -> Breaker<S> {
-    BreakerLayer::new(endpoint.breaker.clone()).layer(endpoint.service.clone())
+impl<S> Shared<S> {
+    /// Whether none of `roster` is usable: each is left out, or its last word was a fault,
+    /// or it asked for time.
+    fn is_all_out(&self, roster: &Roster<S>) -> bool {
+        let lot = self.parking.lot();
+        roster.iter().all(|e| !e.is_sound() || lot.is_shaken(e.address.index))
+    }
 }
 
 /// The active node's address. Two nodes may call themselves active for a moment; the one
@@ -265,7 +301,15 @@ impl<S: Send + Sync + 'static> Outlook for Shared<S> {
 
     fn has_sound_beside(&self, tried: AddressSet) -> bool {
         let roster = self.members.roster();
-        roster.iter().any(|e| !tried.contains(e.address.index) && e.is_sound())
+        let (lot, untried) = (self.parking.lot(), |index| !tried.contains(index));
+        roster.iter().any(|e| {
+            let index = e.address.index;
+            untried(index) && e.is_sound() && !lot.is_resting(index)
+        })
+    }
+
+    fn is_out(&self) -> bool {
+        self.is_all_out(&self.members.roster())
     }
 
     fn active(&self) -> Option<AddressIndex> {
@@ -273,18 +317,44 @@ impl<S: Send + Sync + 'static> Outlook for Shared<S> {
     }
 
     fn left_out(&self) -> Vec<AttemptError> {
-        let error = |endpoint: &Endpoint<S>| AttemptError {
-            address: endpoint.address.name.clone(),
-            index: endpoint.address.index,
-            fault: Fault::BreakerOpen {
-                last_fault: endpoint
-                    .breaker
-                    .last_fault()
-                    .unwrap_or_else(|| endpoint.address.role.get().to_string()),
-            },
+        let error = |endpoint: &Endpoint<S>| {
+            let Address { index, name, role, .. } = &endpoint.address;
+            let said = self.parking.lot().said(*index);
+            let is_usable = endpoint.is_sound() && said.is_none();
+            let last_fault = said
+                .or_else(|| endpoint.breaker.last_fault())
+                .unwrap_or_else(|| role.get().to_string());
+            let fault = Fault::BreakerOpen { last_fault };
+            (!is_usable).then(|| AttemptError { address: name.clone(), index: *index, fault })
         };
-        let roster = self.members.roster();
-        roster.iter().filter(|e| !e.is_sound()).map(error).collect()
+        self.members.roster().iter().filter_map(error).collect()
+    }
+}
+
+impl<S: Send + Sync + 'static> View for Members<S> {
+    fn seen(&self) -> Vec<Seen> {
+        let seen = |endpoint: &Endpoint<S>| Seen {
+            index: endpoint.address.index,
+            is_sound: endpoint.is_sound(),
+            is_trial_due: Standing::of(&endpoint.breaker) == Standing::TrialDue,
+        };
+        self.roster().iter().map(seen).collect()
+    }
+
+    fn changed(&self) -> BoxFuture<'_, ()> {
+        let (roster, mut changes) = (self.roster(), self.changes());
+        async move {
+            let breakers: Vec<_> =
+                roster.iter().map(|endpoint| Box::pin(endpoint.breaker.changed())).collect();
+            if breakers.is_empty() {
+                return changes.next().await; // no name is resolved yet
+            }
+            tokio::select! {
+                _ = future::select_all(breakers) => {}
+                () = changes.next() => {}
+            }
+        }
+        .boxed()
     }
 }
 
@@ -343,11 +413,13 @@ impl Future for InFlight {
     type Output = Landed;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Landed> {
-        self.answering.as_mut().poll(cx).map(|result| Landed {
-            index: self.address.index,
-            took: self.began.elapsed(),
-            result,
-            preferred: Arc::clone(&self.preferred),
+        self.answering.as_mut().poll(cx).map(|result| {
+            let (index, took) = (self.address.index, self.began.elapsed());
+            // What a loser brings late is news only when it is good.
+            if result.is_ok() || !self.fate.is_given_up() {
+                self.lot.hear(index, &result, took, self.addresses);
+            }
+            Landed { index, took, result, preferred: Arc::clone(&self.preferred) }
         })
     }
 }

@@ -310,8 +310,11 @@ fn probe(patience: Duration) -> Attempt {
         number: 1,
         reason: AttemptReason::First,
         tried: AddressSet::default(),
+        is_over_budget: false,
         is_second_opinion: false,
         needs_active: false,
+        hand_on: AddressSet::default(),
+        index: None,
         fate: Fate::default(),
     }
 }

@@ -3,29 +3,27 @@
 //! Everything that is repeated here is safe to repeat; what is bounded is load and time.
 //! The first repeat goes at once to an address that this call has not been to, and is
 //! free: an idle daemon must survive its first fault. Further ones draw on a budget that
-//! all calls share, and one call makes thirteen attempts at most (`MAX_ATTEMPTS`). Only when
-//! every usable address was tried does a call wait before it goes round again; the rounds
-//! are spread over its deadline, and a call that waits goes on at once, and free, when
-//! another call gets an answer.
+//! all calls share, and one call makes thirteen attempts at most (`MAX_ATTEMPTS`). A repeat
+//! that the budget refuses stands in the pool's line, and so does every call while no
+//! address is usable (see [`pool`](super::pool)). Where addresses are usable and were all
+//! tried, a call waits before it goes round again.
 //!
 //! An answer that may be stale is final when all addresses give it. When some cannot be
 //! asked and the others repeat it, the call ends without waiting for its deadline.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use opentelemetry::KeyValue;
-use tokio::sync::Notify;
-use tokio::time::Instant;
-use tower::retry::budget::{Budget as _, TpsBudget};
 use tower::{Layer, Service};
 
+use super::budget::Budget;
 use super::error::{AttemptError, CallError, CallErrorKind, Fault};
 use super::hedge::{MAX_ATTEMPTS, Missed, Won};
-use super::operation::{Answer, Attempt, Call};
+use super::operation::{AddressSet, Answer, Attempt, AttemptReason, Call};
 use super::pool::Outlook;
 use crate::clock::Jitter;
 use crate::config::settings::ClusterName;
@@ -44,14 +42,10 @@ const BACKOFF_AT_MOST: Duration = Duration::from_secs(1);
 /// The last repeat goes out with this much time left; with less, none is worth sending.
 const LAST_TRY: Duration = Duration::from_millis(100);
 
-/// Repeats, beyond the free ones, as a share of the calls of the last 10 s, and a reserve
-/// of so many a second for a daemon that is mostly idle.
-const REPEAT_SHARE: f32 = 0.2;
-const REPEATS_PER_SECOND: u32 = 10;
-
-/// With the budget used up, one repeat in this time still goes out, so that the end of an
-/// outage is noticed: the budget gives back what a burst took from it only after 10 s.
-const SCOUT_EVERY: Duration = Duration::from_millis(100);
+/// Repeats, beyond the free ones, as a share of the calls in percent, and a reserve of so
+/// many a second for a daemon that is mostly idle.
+const SHARE: u32 = 20;
+const RESERVE: u32 = 10;
 
 /// Puts retries over a hedge. The budget is shared by all services that it makes.
 #[derive(Clone)]
@@ -70,11 +64,7 @@ struct Shared {
     cluster: ClusterName,
     outlook: Arc<dyn Outlook>,
     jitter: Arc<Jitter>,
-    budget: TpsBudget,
-    /// When the last repeat went out that the budget did not pay for.
-    scouted: Mutex<Option<Instant>>,
-    /// Wakes the calls that wait when another one gets an answer.
-    answered: Notify,
+    budget: Budget,
 }
 
 // === impl RetryLayer ===
@@ -82,7 +72,7 @@ struct Shared {
 impl RetryLayer {
     /// Retries over the addresses that `outlook` shows.
     pub fn new(cluster: ClusterName, outlook: Arc<dyn Outlook>, jitter: Arc<Jitter>) -> Self {
-        let budget = TpsBudget::new(Duration::from_secs(10), REPEATS_PER_SECOND, REPEAT_SHARE);
+        let budget = Budget::new(&cluster, AttemptReason::Retry, RESERVE, SHARE);
         Self::with_budget(cluster, outlook, jitter, budget)
     }
 
@@ -90,10 +80,9 @@ impl RetryLayer {
         cluster: ClusterName,
         outlook: Arc<dyn Outlook>,
         jitter: Arc<Jitter>,
-        budget: TpsBudget,
+        budget: Budget,
     ) -> Self {
-        let (scouted, answered) = (Mutex::default(), Notify::new());
-        Self { shared: Arc::new(Shared { cluster, outlook, jitter, budget, scouted, answered }) }
+        Self { shared: Arc::new(Shared { cluster, outlook, jitter, budget }) }
     }
 }
 
@@ -169,10 +158,18 @@ impl Shared {
                 Err(_) => return Err(CallErrorKind::Deadline),
                 Ok(Ok(won)) => {
                     progress.sent += won.sent;
-                    self.answered.notify_waiters();
                     return Ok(won.answer);
                 }
-                Ok(Err(missed)) => progress.take(missed),
+                Ok(Err(missed)) => {
+                    let was_sent = missed.sent > 0;
+                    progress.take(missed);
+                    if !was_sent {
+                        // It stood in line for as long as that made sense.
+                        let has_passed = deadline.has_passed();
+                        let (late, never) = (CallErrorKind::Deadline, CallErrorKind::Exhausted);
+                        return Err(if has_passed { late } else { never });
+                    }
+                }
             }
             if let Some(end) = self.end_of(&call, progress) {
                 return Err(end);
@@ -205,69 +202,52 @@ impl Shared {
         progress: &mut Progress,
     ) -> Result<(), CallErrorKind> {
         progress.repeats += 1;
+        progress.is_over_budget = false;
+        if self.outlook.is_out() {
+            // The pool lets it wait, for as long as it takes.
+            progress.go_round_again();
+            let is_late = call.deadline.remaining() <= LAST_TRY;
+            return if is_late { Err(CallErrorKind::Exhausted) } else { Ok(()) };
+        }
         let is_elsewhere = self.outlook.has_sound_beside(progress.tried);
         if is_elsewhere && progress.repeats == 1 {
             return Ok(()); // the free one
         }
-        let mut is_free = false;
         if !is_elsewhere {
-            let pace = progress.pace(self.outlook.all().len(), call.deadline.remaining());
-            is_free = self.pause(call, progress, pace).await?;
+            self.pause(call, progress).await?;
             progress.go_round_again();
         }
-        while !is_free && !self.budget.withdraw() && !self.may_scout() {
-            self.count_refusal(progress);
-            is_free = self.pause(call, progress, Duration::ZERO).await?;
-            progress.rounds += 1;
+        if !self.budget.withdraw() {
+            progress.is_over_budget = true;
+            let labels = [KeyValue::new("cluster", self.cluster.as_str().to_owned())];
+            metrics::add(Metric::RetriesRefused, 1, &labels);
         }
         Ok(())
     }
 
-    fn may_scout(&self) -> bool {
-        let mut last = self.scouted.lock().expect("no code panics while it holds this lock");
-        let may = last.is_none_or(|at| at.elapsed() >= SCOUT_EVERY);
-        if may {
-            *last = Some(Instant::now());
-        }
-        may
-    }
-
-    /// Passes some time, at least as much as the addresses ask for; whether it ended early
-    /// because another call got an answer.
-    async fn pause(
-        &self,
-        call: &Call,
-        progress: &mut Progress,
-        at_least: Duration,
-    ) -> Result<bool, CallErrorKind> {
+    /// Passes some time before another round.
+    async fn pause(&self, call: &Call, progress: &Progress) -> Result<(), CallErrorKind> {
         let remaining = call.deadline.remaining();
-        let soonest = progress.soonest(self.outlook.all());
+        let soonest = progress.soonest();
         if remaining <= LAST_TRY || remaining <= soonest {
             return Err(CallErrorKind::Exhausted);
         }
+        let pace = progress.pace(self.outlook.all().len(), remaining);
         let factor = 1_u32.checked_shl(progress.rounds).unwrap_or(u32::MAX);
         let span = BACKOFF_AT_FIRST.saturating_mul(factor).min(BACKOFF_AT_MOST);
-        let backoff = self.jitter.full(span).max(at_least).min(remaining - LAST_TRY);
-        // An answer to another call does not make a standby newer.
-        let may_be_woken = !progress.was_woken && progress.last_words().stale.is_empty();
-        tokio::select! {
-            () = tokio::time::sleep(backoff.max(soonest)) => Ok(false),
-            () = self.answered.notified(), if may_be_woken => {
-                progress.was_woken = true;
-                Ok(true)
-            }
-        }
+        let backoff = self.jitter.full(span).max(pace).min(remaining - LAST_TRY);
+        tokio::time::sleep(backoff.max(soonest)).await;
+        Ok(())
     }
 
-    fn count_refusal(&self, progress: &mut Progress) {
-        if !progress.refused_by_budget {
-            progress.refused_by_budget = true;
-            let labels = [KeyValue::new("cluster", self.cluster.as_str().to_owned())];
-            metrics::add(Metric::RetriesRefused, 1, &labels);
+    /// The error. For want of an answer it names each address, those too that were left out
+    /// all the time: late in an outage, a call is sent to one of them or to none.
+    fn error(&self, kind: CallErrorKind, mut attempts: Vec<AttemptError>) -> CallError {
+        if matches!(kind, CallErrorKind::Exhausted | CallErrorKind::Deadline) {
+            let told = attempts.iter().fold(AddressSet::default(), |set, a| set.with(a.index));
+            let unasked = self.outlook.left_out().into_iter();
+            attempts.extend(unasked.filter(|a| !told.contains(a.index)));
         }
-    }
-
-    fn error(&self, kind: CallErrorKind, attempts: Vec<AttemptError>) -> CallError {
         CallError { cluster: self.cluster.clone(), kind, attempts }
     }
 }

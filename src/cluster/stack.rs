@@ -1,8 +1,12 @@
 //! The transport of a cluster, put together in one place.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
+use futures_util::future::join_all;
+use http::Uri;
+use tokio::sync::watch;
 use tower::util::BoxCloneSyncService;
 use tower::{ServiceBuilder, ServiceExt as _};
 
@@ -12,17 +16,21 @@ use super::classify::JudgeLayer;
 use super::error::{AttemptError, CallError};
 use super::hedge::{HedgeLayer, RecentLatency};
 use super::http::Http;
+use super::index::{IndexLayer, SeenIndex};
 use super::operation::{
     AddressIndex, AddressName, AddressSet, Answer, Attempt, AttemptReason, Call, Classify, Fate,
     MAX_ADDRESSES,
 };
-use super::pool::members::Members;
+use super::pool::members::{Members, Site};
 use super::pool::{Endpoint, Pool};
 use super::probe::{ProbePolicy, Watch, probe_all};
+use super::resolve::first::{self, Doubtful, First, Unknown};
+use super::resolve::follow::{self, Name};
+use super::resolve::{Doubt, Kind, Names, Resolver};
 use super::retry::RetryLayer;
 use super::tls::LoadedTls;
 use super::trace::TraceLayer;
-use crate::clock::{Jitter, VaultClock};
+use crate::clock::{Deadline, Jitter, VaultClock};
 use crate::config::settings::{ClusterName, ClusterSettings};
 use crate::task::OwnedTask;
 
@@ -33,8 +41,26 @@ type ToOneAddress = BoxCloneSyncService<Attempt, Answer, AttemptError>;
 pub struct Stack {
     service: BoxCloneSyncService<Call, Answer, CallError>,
     members: Members<ToOneAddress>,
+    names: Arc<[Followed]>,
     watch: Arc<Watch>,
     _probes: Option<Arc<OwnedTask>>,
+}
+
+/// A configured name, and the task that keeps its addresses up to date.
+#[derive(Debug)]
+struct Followed {
+    first: watch::Receiver<First>,
+    _task: OwnedTask,
+}
+
+/// Makes the way to an address when one comes.
+struct Maker {
+    cluster: ClusterName,
+    tls: LoadedTls,
+    classify: Arc<dyn Classify>,
+    jitter: Arc<Jitter>,
+    /// What the addresses of each name need, by its configured URL.
+    names: HashMap<AddressName, (Doubt, watch::Receiver<First>)>,
 }
 
 /// Settings that make no transport.
@@ -54,8 +80,8 @@ pub enum StackError {
 // === impl Stack ===
 
 impl Stack {
-    /// The transport to the addresses of `settings`, which are probed from now on. To be
-    /// called within a tokio runtime.
+    /// The transport to the addresses of `settings`, which are probed from now on, and whose
+    /// names are followed. To be called within a tokio runtime.
     ///
     /// # Errors
     /// When there is no address, or too many, or one without scheme and host.
@@ -65,26 +91,53 @@ impl Stack {
         classify: Arc<dyn Classify>,
         jitter: Arc<Jitter>,
     ) -> Result<Self, StackError> {
-        let count = settings.addresses.len();
-        let cluster = &settings.name;
-        if count == 0 {
-            return Err(StackError::NoAddress(cluster.clone()));
+        let names = Names::new(settings.dns_servers.clone());
+        Self::resolving(settings, tls, classify, jitter, Arc::new(names))
+    }
+
+    fn resolving(
+        settings: &ClusterSettings,
+        tls: &LoadedTls,
+        classify: Arc<dyn Classify>,
+        jitter: Arc<Jitter>,
+        resolver: Arc<dyn Resolver>,
+    ) -> Result<Self, StackError> {
+        let (cluster, urls) = (&settings.name, &settings.addresses);
+        check(cluster, urls)?;
+        let mut names = HashMap::new();
+        let mut to_follow = Vec::new();
+        for (place, url) in urls.iter().enumerate().filter(|(_, u)| Kind::of(u) != Kind::Address) {
+            let (doubt, first) = (Doubt::default(), watch::Sender::new(First::default()));
+            names.insert(AddressName::of(url), (doubt.clone(), first.subscribe()));
+            to_follow.push((place, url.clone(), doubt, Arc::new(first)));
         }
-        if count > MAX_ADDRESSES {
-            return Err(StackError::TooManyAddresses(cluster.clone(), count));
+        let members = Members::new(cluster.clone(), urls.len());
+        let (cluster, tls, classify) = (cluster.clone(), tls.clone(), Arc::clone(&classify));
+        let maker = Maker { cluster, tls, classify, jitter: Arc::clone(&jitter), names };
+        let maker = Arc::new(maker);
+        for (place, url) in urls.iter().enumerate() {
+            let site = Site { configured: AddressName::of(url), url: url.clone(), peer: None };
+            members.set(place, vec![site], |address| maker.endpoint(address));
         }
-        let mut endpoints = Vec::with_capacity(count);
-        for (index, url) in (0_u8..).zip(&settings.addresses) {
-            let address = Address::new(AddressIndex(index), url.clone());
-            if url.scheme().is_none() || url.host().is_none_or(str::is_empty) {
-                let shown = address.name.as_str().to_owned();
-                return Err(StackError::NoHost(cluster.clone(), shown));
-            }
-            let http = Http::new(address.clone(), tls);
-            endpoints.push(Self::endpoint(cluster, address, http, &classify, &jitter));
-        }
-        let members = Members::fixed(cluster.clone(), endpoints);
-        Ok(Self::over(cluster, members, &jitter, Some(ProbePolicy::default())))
+        let follow =
+            |(place, url, doubt, first): (usize, Uri, Doubt, Arc<watch::Sender<First>>)| {
+                let (pool, maker) = (members.clone(), Arc::clone(&maker));
+                let name = Name {
+                    cluster: settings.name.clone(),
+                    url,
+                    resolver: Arc::clone(&resolver),
+                    jitter: Arc::clone(&jitter),
+                    doubt,
+                    first: Arc::clone(&first),
+                    take: Arc::new(move |sites| pool.set(place, sites, |a| maker.endpoint(a))),
+                };
+                let task = OwnedTask::spawn_again("resolve", move || follow::follow(name.clone()));
+                Followed { first: first.subscribe(), _task: task }
+            };
+        let followed = to_follow.into_iter().map(follow).collect();
+        let policy = Some(ProbePolicy::default());
+        let stack = Self::over(&settings.name, members.clone(), &jitter, policy);
+        Ok(Self { names: followed, ..stack })
     }
 
     /// The way to one address, from the pool down to `transport`.
@@ -128,7 +181,7 @@ impl Stack {
         jitter: &Arc<Jitter>,
         probes: Option<ProbePolicy>,
     ) -> Self {
-        let pool = Pool::new(members.clone());
+        let pool = Pool::new(cluster.clone(), members.clone(), Arc::clone(jitter));
         let delay = Arc::new(RecentLatency::default());
         let service = ServiceBuilder::new()
             // the boundary: whoever calls sees no type of a layer
@@ -142,7 +195,7 @@ impl Stack {
         let watch = Arc::new(Watch::new(cluster.clone(), Arc::clone(jitter)));
         let probe = |policy| Arc::new(probe_all(members.clone(), Arc::clone(&watch), policy));
         let _probes = probes.map(probe);
-        Self { service, members, watch, _probes }
+        Self { service, members, names: Arc::new([]), watch, _probes }
     }
 
     /// Asks until an address answers, at most until the call's deadline.
@@ -154,8 +207,15 @@ impl Stack {
         self.service.clone().oneshot(call).await
     }
 
+    /// Waits until every name has been asked for once, or until `deadline`: for whoever
+    /// wants to see all addresses.
+    pub async fn resolved(&self, deadline: Deadline) {
+        let settled = self.names.iter().map(|name| first::settled(name.first.clone()));
+        let _ = tokio::time::timeout_at(deadline.instant(), join_all(settled)).await;
+    }
+
     /// Asks one address, whatever its breaker says, and tells the breaker nothing: for
-    /// probes and for `check --online`.
+    /// `check --online`.
     ///
     /// # Errors
     /// As one attempt fails, and when there is no such address.
@@ -171,7 +231,10 @@ impl Stack {
             number: 1,
             reason: AttemptReason::First,
             tried: AddressSet::default(),
+            is_over_budget: false,
             is_second_opinion: false,
+            hand_on: AddressSet::default(),
+            index: None,
             needs_active: false,
             fate: Fate::default(),
         };
@@ -196,6 +259,43 @@ impl Stack {
             latency: endpoint.address.latency.average(),
         };
         self.members.roster().iter().map(status).collect()
+    }
+}
+
+/// What the configuration has refused already, for whoever comes without one.
+fn check(cluster: &ClusterName, urls: &[Uri]) -> Result<(), StackError> {
+    if urls.is_empty() {
+        return Err(StackError::NoAddress(cluster.clone()));
+    }
+    if urls.len() > MAX_ADDRESSES {
+        return Err(StackError::TooManyAddresses(cluster.clone(), urls.len()));
+    }
+    let is_base = |url: &Uri| url.scheme().is_some() && !url.host().is_none_or(str::is_empty);
+    match urls.iter().find(|url| !is_base(url)) {
+        Some(url) => Err(StackError::NoHost(cluster.clone(), AddressName::of(url).to_string())),
+        None => Ok(()),
+    }
+}
+
+// === impl Maker ===
+
+impl Maker {
+    fn endpoint(&self, address: Address) -> Endpoint<ToOneAddress> {
+        let Self { cluster, tls, classify, jitter, names } = self;
+        match (names.get(&address.configured), address.peer) {
+            (Some((_, first)), None) => {
+                let unknown = Unknown::new(address.clone(), first.clone());
+                Stack::endpoint(cluster, address, unknown, classify, jitter)
+            }
+            (Some((doubt, _)), Some(_)) => {
+                let http = Doubtful::new(Http::new(address.clone(), tls), doubt.clone());
+                Stack::endpoint(cluster, address, http, classify, jitter)
+            }
+            (None, _) => {
+                let http = Http::new(address.clone(), tls);
+                Stack::endpoint(cluster, address, http, classify, jitter)
+            }
+        }
     }
 }
 

@@ -70,6 +70,10 @@ pub(crate) struct Vault {
     pub(crate) live: Mutex<HashSet<String>>,
     logins: AtomicU64,
     pub(crate) down: AtomicBool,
+    /// Logins are refused: the secret id is not valid any more.
+    pub(crate) rejects: AtomicBool,
+    /// Logins that the secret id is still good for; 0 for any number.
+    pub(crate) uses: AtomicU64,
 }
 
 /// The token of [`rooted`].
@@ -90,7 +94,7 @@ pub(crate) fn lookup(ttl: u64, renewable: bool) -> Reply {
     let expires = if ttl == 0 { "null" } else { "\"2030-01-01T00:00:00Z\"" };
     ok(format!(
         r#"{{"data":{{"ttl":{ttl},"creation_ttl":{ttl},"renewable":{renewable},"num_uses":0,
-            "expire_time":{expires},"id":"x","policies":["kms"]}}}}"#
+            "expire_time":{expires},"id":"x","policies":["kms"],"meta":{{"role_name":"kms"}}}}}}"#
     ))
 }
 
@@ -98,7 +102,7 @@ pub(crate) fn lookup(ttl: u64, renewable: bool) -> Reply {
 pub(crate) fn login(token: &str, ttl: u64, renewable: bool) -> Reply {
     ok(format!(
         r#"{{"auth":{{"client_token":"{token}","lease_duration":{ttl},"renewable":{renewable},
-            "num_uses":0,"policies":["kms"]}},"data":null}}"#
+            "num_uses":0,"policies":["kms"],"metadata":{{"role_name":"kms"}}}},"data":null}}"#
     ))
 }
 
@@ -117,6 +121,7 @@ pub(crate) fn settings(auth: AuthSettings) -> Arc<ClusterSettings> {
     Arc::new(ClusterSettings {
         name: ClusterName::try_new("bao").unwrap(),
         addresses: vec![http::Uri::from_static("https://b0:8200")],
+        dns_servers: Vec::new(),
         namespace: Some("ops".to_owned()),
         auth_namespace: Some("ops".to_owned()),
         tls: TlsSettings::default(),
@@ -142,9 +147,17 @@ pub(crate) fn cluster(
     auth: AuthSettings,
     script: impl Fn(&Seen) -> Reply + Send + Sync + 'static,
 ) -> (Arc<Cluster>, Arc<Scripted>) {
+    cluster_of(settings(auth), script)
+}
+
+/// The same with other settings.
+pub(crate) fn cluster_of(
+    settings: Arc<ClusterSettings>,
+    script: impl Fn(&Seen) -> Reply + Send + Sync + 'static,
+) -> (Arc<Cluster>, Arc<Scripted>) {
     let scripted = Arc::new(Scripted { script: Box::new(script), seen: Mutex::default() });
     let transport = Arc::clone(&scripted) as Arc<dyn Transport>;
-    (Cluster::new(settings(auth), transport, Arc::new(Jitter::off())), scripted)
+    (Cluster::new(settings, transport, Arc::new(Jitter::off())), scripted)
 }
 
 /// AppRole with both ids.
@@ -203,6 +216,9 @@ impl Vault {
         if self.down.load(Ordering::Relaxed) {
             return Reply::Unreachable;
         }
+        if seen.verb == Verb::Login && self.rejects.load(Ordering::Relaxed) {
+            return Reply::Http(400, r#"{"errors":["invalid role or secret ID"]}"#.to_owned());
+        }
         if seen.verb == Verb::Login {
             let token = format!("t{}", self.logins.fetch_add(1, Ordering::Relaxed) + 1);
             self.live.lock().unwrap().insert(token.clone());
@@ -215,6 +231,15 @@ impl Vault {
         match seen.verb {
             Verb::LookupSelf => lookup(ttl, renewable),
             Verb::RenewSelf => login(&token, ttl, renewable),
+            Verb::RevokeSelf => {
+                self.live.lock().unwrap().remove(&token);
+                Reply::Http(204, String::new())
+            }
+            Verb::Read => {
+                assert_eq!(seen.path, "/v1/auth/approle/role/kms/secret-id/lookup");
+                let uses = self.uses.load(Ordering::Relaxed);
+                ok(format!(r#"{{"data":{{"secret_id_num_uses":{uses}}}}}"#))
+            }
             _ => ok(r#"{"data":{}}"#),
         }
     }

@@ -1,11 +1,12 @@
 //! TLS to a cluster: the files, the `rustls` configuration made of them, and what its
-//! errors mean for an operator.
+//! errors mean for an operator. [`watch`] reads the files again when they change.
 
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use hyper_rustls::{DefaultServerNameResolver, FixedServerNameResolver, ResolveServerName};
 use rustls::client::Resumption;
 use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
@@ -15,15 +16,21 @@ use zeroize::Zeroizing;
 
 use crate::config::settings::TlsSettings;
 
+pub mod watch;
+
 /// A CA bundle or a client certificate is a few kilobytes; a file above this is another
 /// file.
 const MAX_FILE: u64 = 4 << 20;
 
-/// TLS as configured, its files read. Equal when every byte that was read is equal, so
-/// that a reload can tell whether connections may be kept.
+/// TLS as configured, its files read. Clones share what was read last; two are equal when
+/// every byte of it is, so that a reload can tell whether connections may be kept.
 #[derive(Clone)]
-pub struct LoadedTls {
-    read: Arc<FileBytes>,
+pub struct LoadedTls(Arc<ArcSwap<TlsSnapshot>>);
+
+/// TLS as the files had it at one time. Connections that one snapshot made are not used
+/// under the next.
+pub struct TlsSnapshot {
+    read: FileBytes,
     config: Arc<ClientConfig>,
     server_name: Option<ServerName<'static>>,
 }
@@ -98,8 +105,54 @@ impl LoadedTls {
     /// # Errors
     /// Names the file and what is wrong with it.
     pub fn read(settings: &TlsSettings) -> Result<Self, TlsError> {
-        let ca = settings.ca_file.as_deref().map(read_file).transpose()?;
-        let roots = match (&settings.ca_file, &ca) {
+        let snapshot = TlsSnapshot::of(settings, FileBytes::read(settings)?)?;
+        Ok(Self(Arc::new(ArcSwap::from_pointee(snapshot))))
+    }
+
+    /// Reads them again. When they hold something else, and it can be used, that holds from
+    /// now on; answers whether it does. It blocks as [`Self::read`] does.
+    ///
+    /// # Errors
+    /// As [`Self::read`]; what was read before stays.
+    pub fn read_again(&self, settings: &TlsSettings) -> Result<bool, TlsError> {
+        let read = FileBytes::read(settings)?;
+        if read == self.snapshot().read {
+            return Ok(false);
+        }
+        self.0.store(Arc::new(TlsSnapshot::of(settings, read)?));
+        Ok(true)
+    }
+
+    /// What was read last.
+    pub fn snapshot(&self) -> Arc<TlsSnapshot> {
+        self.0.load_full()
+    }
+}
+
+impl PartialEq for LoadedTls {
+    fn eq(&self, other: &Self) -> bool {
+        self.snapshot().read == other.snapshot().read
+    }
+}
+
+impl Eq for LoadedTls {}
+
+impl fmt::Debug for LoadedTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let snapshot = self.snapshot();
+        f.debug_struct("LoadedTls")
+            .field("private_ca", &snapshot.read.ca.is_some())
+            .field("client_certificate", &snapshot.read.client.is_some())
+            .field("server_name", &snapshot.read.server_name)
+            .finish_non_exhaustive()
+    }
+}
+
+// === impl TlsSnapshot ===
+
+impl TlsSnapshot {
+    fn of(settings: &TlsSettings, read: FileBytes) -> Result<Self, TlsError> {
+        let roots = match (&settings.ca_file, &read.ca) {
             (Some(path), Some(pem)) => authorities(path, pem)?,
             _ => public_authorities(),
         };
@@ -110,20 +163,16 @@ impl LoadedTls {
         .map_err(TlsError::Provider)?
         .with_root_certificates(roots);
 
-        let mut client = None;
-        let mut config = match &settings.client {
-            None => builder.with_no_client_auth(),
-            Some(identity) => {
+        let mut config = match (&settings.client, &read.client) {
+            (Some(identity), Some((cert_pem, key_pem))) => {
                 let (cert, key) = (&identity.cert_file, &identity.key_file);
-                let cert_pem = read_file(cert)?;
-                let key_pem = Zeroizing::new(read_file(key)?);
-                let chain = certificates(cert, &cert_pem)?;
-                let private = private_key(key, &key_pem)?;
-                client = Some((cert_pem, key_pem));
+                let chain = certificates(cert, cert_pem)?;
+                let private = private_key(key, key_pem)?;
                 builder.with_client_auth_cert(chain, private).map_err(|cause| {
                     TlsError::BadIdentity { cert: cert.clone(), key: key.clone(), cause }
                 })?
             }
+            _ => builder.with_no_client_auth(),
         };
         // A resumed session takes the certificate for verified: one that has expired, or
         // that another has replaced, would go on to work until this process restarts. New
@@ -136,8 +185,7 @@ impl LoadedTls {
                     .map_err(|_| TlsError::BadServerName(name.clone()))?,
             ),
         };
-        let read = FileBytes { ca, client, server_name: settings.server_name.clone() };
-        Ok(Self { read: Arc::new(read), config: Arc::new(config), server_name })
+        Ok(Self { read, config: Arc::new(config), server_name })
     }
 
     /// The configuration. No session is resumed: every connection verifies a certificate.
@@ -154,21 +202,19 @@ impl LoadedTls {
     }
 }
 
-impl PartialEq for LoadedTls {
-    fn eq(&self, other: &Self) -> bool {
-        self.read == other.read
-    }
-}
+// === impl FileBytes ===
 
-impl Eq for LoadedTls {}
-
-impl fmt::Debug for LoadedTls {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LoadedTls")
-            .field("private_ca", &self.read.ca.is_some())
-            .field("client_certificate", &self.read.client.is_some())
-            .field("server_name", &self.read.server_name)
-            .finish_non_exhaustive()
+impl FileBytes {
+    fn read(settings: &TlsSettings) -> Result<Self, TlsError> {
+        let ca = settings.ca_file.as_deref().map(read_file).transpose()?;
+        let client = match &settings.client {
+            None => None,
+            Some(identity) => {
+                let cert = read_file(&identity.cert_file)?;
+                Some((cert, Zeroizing::new(read_file(&identity.key_file)?)))
+            }
+        };
+        Ok(Self { ca, client, server_name: settings.server_name.clone() })
     }
 }
 

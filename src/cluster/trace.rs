@@ -51,6 +51,7 @@ impl TraceLayer {
             otel.status_code = field::Empty,
             server.address = self.address.host(),
             server.port = self.address.port(),
+            network.peer.address = self.address.peer.map(|p| field::display(p.ip())),
             http.request.method = operation.method.as_str(),
             http.response.status_code = field::Empty,
             error.type = field::Empty,
@@ -95,6 +96,7 @@ impl TraceLayer {
                 span.record("otel.status_code", "ERROR");
                 span.record("error.type", outcome);
                 match fault {
+                    Fault::Deadline => self.address.latency.waited(took),
                     Fault::Elsewhere { status, .. } => {
                         self.note_elsewhere(*status);
                         span.record("http.response.status_code", status);

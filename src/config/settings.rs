@@ -11,6 +11,10 @@ use std::time::Duration;
 use http::Uri;
 use secrecy::SecretString;
 
+/// The scheme of an address whose host is the name of a service: DNS knows its nodes and
+/// their ports, and each is spoken to as with `https`.
+pub const SERVICE_SCHEME: &str = "srv+https";
+
 /// Everything that one accepted configuration says.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -88,12 +92,23 @@ pub struct KekSettings {
     pub mount: String,
     /// Vault's namespace.
     pub namespace: Option<String>,
-    /// The cluster that holds it; replicas in further clusters come after the first.
+    /// The cluster that holds it; those of `replicas` come after it.
     pub clusters: Vec<ClusterName>,
+    /// Where the key is in the clusters after the first, one for each.
+    pub replicas: Vec<ReplicaSettings>,
     /// Goes into key_id, so that changing it makes every key_id of this KEK a new one.
     pub epoch: Option<String>,
     /// Pins the version that encrypts, in an emergency.
     pub active_version: Option<u32>,
+}
+
+/// Where a KEK is in one of the clusters after its first.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ReplicaSettings {
+    /// The Transit engine's mount path there.
+    pub mount: String,
+    /// Vault's namespace there.
+    pub namespace: Option<String>,
 }
 
 /// A KEK's name: 1 to 128 letters, digits, `_`, `-` and `.`, beginning with a letter or digit.
@@ -183,8 +198,11 @@ pub struct KmsSettings {
 pub struct ClusterSettings {
     /// Its name in the file; `default` for the flat form.
     pub name: ClusterName,
-    /// Base URLs (scheme and authority only), in the file's order; never empty.
+    /// Base URLs (scheme and authority only), in the file's order; never empty. With the
+    /// scheme [`SERVICE_SCHEME`] there is no port.
     pub addresses: Vec<Uri>,
+    /// The DNS servers that know the names in them; none asks as this machine does.
+    pub dns_servers: Vec<SocketAddr>,
     /// The namespace of KEKs that name none.
     pub namespace: Option<String>,
     /// The namespace of the login and of the token; `None` is the root.
@@ -410,6 +428,23 @@ impl fmt::Display for SocketAddress {
             Self::Path(path) => write!(f, "{}", path.display()),
             Self::Abstract(name) => write!(f, "@{name}"),
         }
+    }
+}
+
+// === impl KekSettings ===
+
+impl KekSettings {
+    /// The same KEK as if its cluster number `index` were the only one.
+    #[must_use]
+    pub fn in_cluster(&self, index: usize) -> Self {
+        let mut there = self.clone();
+        there.clusters = self.clusters.get(index).cloned().into_iter().collect();
+        there.replicas = Vec::new();
+        if let Some(replica) = index.checked_sub(1).and_then(|n| self.replicas.get(n)) {
+            there.mount.clone_from(&replica.mount);
+            there.namespace.clone_from(&replica.namespace);
+        }
+        there
     }
 }
 

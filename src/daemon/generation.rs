@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use futures_util::future;
 
-use super::identity::{KekIdentity, same_cluster};
+use super::identity::{KekIdentity, origin_of, same_cluster};
 use super::state::State;
 use crate::admin::Check;
 use crate::clock::{Deadline, Jitter, node_time};
@@ -27,8 +27,11 @@ use crate::keyring::condition::KekCondition;
 use crate::keyring::kek::Kek;
 use crate::keyring::memory::KekMemory;
 use crate::keyring::{KekReadiness, Keyring, KeyringError};
+use crate::task::OwnedTask;
 use crate::transit::http_key::HttpTransitKey;
+use crate::transit::replicas::{CanaryMemory, Replicas};
 use crate::transit::verdict::TransitVerdicts;
+use crate::transit::{TierCondition, TransitKey};
 
 #[cfg(test)]
 mod tests;
@@ -52,6 +55,8 @@ pub struct Generation {
 struct Member {
     tls: LoadedTls,
     cluster: Arc<Cluster>,
+    /// Follows the files of `tls`.
+    _watch: Option<Arc<OwnedTask>>,
 }
 
 /// A KEK and what it was built from.
@@ -59,6 +64,7 @@ struct Member {
 struct Held {
     kek: Arc<Kek>,
     memory: Arc<KekMemory>,
+    canaries: Arc<CanaryMemory>,
     rotation: RotationSettings,
 }
 
@@ -153,14 +159,17 @@ impl Generation {
         let mut in_order = Vec::new();
         let mut new_keks = Vec::new();
         for wanted in &settings.keyring.keks {
-            let cluster = &wanted.clusters[0];
-            let member = clusters.get(cluster).ok_or_else(|| BuildError::NoCluster {
-                kek: wanted.name.clone(),
-                cluster: cluster.clone(),
-            })?;
+            let members = wanted.clusters.iter().map(|cluster| {
+                clusters.get(cluster).ok_or_else(|| BuildError::NoCluster {
+                    kek: wanted.name.clone(),
+                    cluster: cluster.clone(),
+                })
+            });
+            let members: Vec<&Member> = members.collect::<Result<_, _>>()?;
             let identity = KekIdentity::of(wanted);
             let before = previous.and_then(|p| p.keks.get(&identity));
-            let kept = before.filter(|h| h.is(wanted, rotation) && !new_clusters.contains(cluster));
+            let has_new = wanted.clusters.iter().any(|cluster| new_clusters.contains(cluster));
+            let kept = before.filter(|h| h.is(wanted, rotation) && !has_new);
             let held = match kept {
                 Some(held) => held.clone(),
                 None => {
@@ -172,7 +181,15 @@ impl Generation {
                             .map(|snapshot| KekMemory::restored(snapshot, node_time()))
                             .unwrap_or_default(),
                     };
-                    Held::start(wanted, member, memory, rotation, jitter)
+                    let origin = origin_of(wanted, members[0].cluster.settings());
+                    let canaries = match before.filter(|h| h.canaries.origin() == origin) {
+                        Some(before) => Arc::clone(&before.canaries),
+                        None => {
+                            let kept = remembered.canaries(&wanted.name, &origin);
+                            Arc::new(CanaryMemory::new(origin, kept))
+                        }
+                    };
+                    Held::start(wanted, &members, (memory, canaries), rotation, jitter)
                 }
             };
             in_order.push(Arc::clone(&held.kek));
@@ -201,14 +218,15 @@ impl Generation {
         let keks = self.keyring.ready(|kek| self.new_keks.contains(kek), deadline);
         let (clusters, keks) = future::join(future::join_all(clusters), keks).await;
 
-        let primary = self.keyring.keks().first().map_or(&[][..], |k| &k.settings().clusters);
+        // A replica that is away is no reason to do without the rest of a configuration.
+        let primary = self.keyring.keks().first().map(|kek| &kek.settings().clusters[0]);
         for (name, result) in clusters {
             match result {
                 Ok(()) => {}
-                Err(error) if primary.contains(name) => return Err(error.into()),
+                Err(error) if primary == Some(name) => return Err(error.into()),
                 Err(error) => tracing::warn!(
                     cluster = %name,
-                    "A new cluster does not answer; its KEKs cannot decrypt yet: {error}."
+                    "A new cluster does not answer; what only it holds cannot be decrypted yet: {error}."
                 ),
             }
         }
@@ -239,6 +257,12 @@ impl Generation {
         keks.map(|held| (Arc::clone(held.kek.settings()), Arc::clone(&held.memory))).collect()
     }
 
+    /// The canaries of each key in several clusters, for the same.
+    pub(super) fn canaries(&self) -> Vec<(KekName, Arc<CanaryMemory>)> {
+        let several = self.keks.values().filter(|held| held.kek.settings().clusters.len() > 1);
+        several.map(|held| (held.kek.name().clone(), Arc::clone(&held.canaries))).collect()
+    }
+
     /// Which one it is, from 1.
     pub const fn number(&self) -> u64 {
         self.number
@@ -264,12 +288,25 @@ impl Generation {
 /// decides about encryption, and one dead cluster must not take a control-plane node with
 /// all its other keys out of service.
 fn check_of(kek: KekCondition) -> Check {
+    let tiers: String = kek.tiers.iter().map(|tier| format!("; {}", tier_of(tier))).collect();
     let detail = match (&kek.active, kek.read_error.or(kek.inactive)) {
         (_, Some(error)) => error,
         (Some((_, key_id)), None) => key_id.as_str().to_owned(),
         (None, None) => "not read yet".to_owned(),
     };
-    Check { name: format!("kek {}", kek.name).into(), ok: true, detail }
+    Check { name: format!("kek {}", kek.name).into(), ok: true, detail: detail + &tiers }
+}
+
+fn tier_of(tier: &TierCondition) -> String {
+    let TierCondition { cluster, passed_over, unproven } = tier;
+    match (passed_over, unproven) {
+        (None, None) => format!("cluster {cluster} serves"),
+        (None, Some(why)) => format!("cluster {cluster} only decrypts: {why}"),
+        (Some(away), None) => format!("cluster {cluster} is passed over: {away}"),
+        (Some(away), Some(why)) => {
+            format!("cluster {cluster} is passed over ({away}) and only decrypts: {why}")
+        }
+    }
 }
 
 // === impl Member ===
@@ -282,7 +319,8 @@ impl Member {
     ) -> Result<Self, StackError> {
         let stack = Stack::try_new(settings, &tls, Arc::new(TransitVerdicts), Arc::clone(jitter))?;
         let cluster = Cluster::new(Arc::clone(settings), Arc::new(stack), Arc::clone(jitter));
-        Ok(Self { tls, cluster })
+        let watch = tls.watch(&settings.tls, &settings.name).map(Arc::new);
+        Ok(Self { tls, cluster, _watch: watch })
     }
 
     /// Whether it is what `wanted` and `tls` would build again.
@@ -296,24 +334,38 @@ impl Member {
 impl Held {
     fn start(
         settings: &Arc<KekSettings>,
-        member: &Member,
-        memory: KekMemory,
+        members: &[&Member],
+        (memory, canaries): (KekMemory, Arc<CanaryMemory>),
         rotation: &RotationSettings,
         jitter: &Arc<Jitter>,
     ) -> Self {
-        let transit = HttpTransitKey::new(Arc::clone(&member.cluster), settings);
+        let keys = members.iter().enumerate().map(|(n, member)| {
+            let there = settings.in_cluster(n);
+            Arc::new(HttpTransitKey::new(Arc::clone(&member.cluster), &there)) as _
+        });
+        let mut keys: Vec<Arc<dyn TransitKey>> = keys.collect();
+        let transit = match keys.len() {
+            1 => keys.swap_remove(0),
+            _ => Arc::new(Replicas::new(
+                Arc::clone(settings),
+                keys,
+                Arc::clone(&canaries),
+                rotation.refresh,
+                Arc::clone(jitter),
+            )),
+        };
         let memory = Arc::new(memory);
         let kek = Kek::new(
             Arc::clone(settings),
-            Arc::new(transit),
+            transit,
             Arc::clone(&memory),
             rotation.clone(),
             Arc::clone(jitter),
         );
-        Self { kek, memory, rotation: rotation.clone() }
+        Self { kek, memory, canaries, rotation: rotation.clone() }
     }
 
-    /// Whether it is what `wanted` and `rotation` would build again over the same cluster.
+    /// Whether it is what `wanted` and `rotation` would build again over the same clusters.
     fn is(&self, wanted: &KekSettings, rotation: &RotationSettings) -> bool {
         **self.kek.settings() == *wanted && self.rotation == *rotation
     }

@@ -1,6 +1,7 @@
 //! What is the same in two configurations, so that a reload can carry it over.
 
 use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
 
 use crate::config::settings::{
     AppRoleSettings, AuthSettings, ClusterName, ClusterSettings, KekName, KekSettings, SecretId,
@@ -8,7 +9,8 @@ use crate::config::settings::{
 };
 
 /// What makes two KEKs the same key in Vault, so that what was seen of one is worth
-/// something for the other.
+/// something for the other. Of a KEK in several clusters the first one counts: it alone
+/// says which versions there are.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct KekIdentity {
     pub(super) name: KekName,
@@ -24,6 +26,7 @@ pub(super) fn same_cluster(a: &ClusterSettings, b: &ClusterSettings) -> bool {
     let ClusterSettings {
         name,
         addresses,
+        dns_servers,
         namespace,
         auth_namespace,
         tls,
@@ -33,6 +36,7 @@ pub(super) fn same_cluster(a: &ClusterSettings, b: &ClusterSettings) -> bool {
     } = a;
     *name == b.name
         && *addresses == b.addresses
+        && *dns_servers == b.dns_servers
         && *namespace == b.namespace
         && *auth_namespace == b.auth_namespace
         && *tls == b.tls
@@ -77,6 +81,24 @@ fn same_source(a: &SecretSource, b: &SecretSource) -> bool {
     }
 }
 
+/// What tells a KEK's first cluster from another one of the same name, or the key in it from
+/// another: a canary of one says nothing of the other.
+pub(super) fn origin_of(kek: &KekSettings, cluster: &ClusterSettings) -> String {
+    let mut hash = Sha256::new();
+    let mut add = |text: &str| {
+        hash.update(text.len().to_be_bytes());
+        hash.update(text);
+    };
+    let namespace = kek.namespace.as_deref().unwrap_or_default();
+    for text in [cluster.name.as_str(), namespace, &kek.mount, &kek.transit_key] {
+        add(text);
+    }
+    let mut addresses: Vec<String> = cluster.addresses.iter().map(ToString::to_string).collect();
+    addresses.sort();
+    addresses.iter().for_each(|address| add(address));
+    hex::encode(hash.finalize())
+}
+
 // Both come from the operator's own configuration: there is nobody to time it.
 fn same_secret(a: &SecretString, b: &SecretString) -> bool {
     a.expose_secret() == b.expose_secret()
@@ -88,7 +110,7 @@ impl KekIdentity {
     pub(super) fn of(kek: &KekSettings) -> Self {
         Self {
             name: kek.name.clone(),
-            clusters: kek.clusters.clone(),
+            clusters: kek.clusters.iter().take(1).cloned().collect(),
             namespace: kek.namespace.clone(),
             mount: kek.mount.clone(),
             transit_key: kek.transit_key.clone(),

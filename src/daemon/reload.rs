@@ -74,6 +74,7 @@ struct Work {
     /// What an earlier process knew.
     remembered: State,
     state: Option<StateKeeper>,
+    canaries: Option<OwnedTask>,
     built: u64,
 }
 
@@ -102,6 +103,7 @@ impl Reloader {
             jitter,
             remembered,
             state,
+            canaries: None,
             built: 0,
         };
         let wake = Arc::clone(&requested);
@@ -216,6 +218,7 @@ impl Work {
         self.built = next.number();
         if let Some(state) = &self.state {
             state.follow(next.memories());
+            self.canaries = Some(state.keep_canaries(next.canaries()));
         }
         self.generations.swap(Arc::new(next));
     }

@@ -22,10 +22,12 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::config::settings::KekSettings;
+use crate::config::settings::{KekName, KekSettings};
 use crate::keyring::memory::KekMemory;
 use crate::task::OwnedTask;
+use crate::transit::replicas::{Canaries, CanaryMemory};
 
+mod canaries;
 mod file;
 #[cfg(test)]
 mod tests;
@@ -44,10 +46,10 @@ const GAP: Duration = Duration::from_secs(1);
 type Memories = Vec<(Arc<KekSettings>, Arc<KekMemory>)>;
 
 /// Keeps the file up to date with the KEKs that it is told to follow.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct StateKeeper {
     followed: watch::Sender<Followed>,
-    _task: OwnedTask,
+    _task: Arc<OwnedTask>,
 }
 
 /// What the file is made of.
@@ -135,7 +137,7 @@ impl StateKeeper {
         let first = Followed { sections: earlier.sections.clone(), ..Followed::default() };
         let (followed, following) = watch::channel(first);
         let begin = move || keep(folder.clone(), following.clone());
-        Self { followed, _task: OwnedTask::spawn_again("state", begin) }
+        Self { followed, _task: Arc::new(OwnedTask::spawn_again("state", begin)) }
     }
 
     /// Follows these from now on, and no others.
@@ -143,11 +145,26 @@ impl StateKeeper {
         self.followed.send_modify(|followed| followed.memories = Arc::new(memories));
     }
 
-    #[allow(dead_code)] // for parts of the daemon that are to come
     /// Keeps `content` as the section `name`, until it is given another.
     pub(super) fn put(&self, name: &str, content: Value) {
         self.followed.send_modify(|followed| {
             followed.sections.insert(name.to_owned(), content);
         });
+    }
+
+    /// Keeps the canaries of these KEKs, and no others, as long as the task lives.
+    pub(super) fn keep_canaries(&self, kept: Vec<(KekName, Arc<CanaryMemory>)>) -> OwnedTask {
+        let state = self.clone();
+        OwnedTask::spawn_again("canaries", move || {
+            let state = state.clone();
+            canaries::follow(kept.clone(), move |section| state.put(canaries::SECTION, section))
+        })
+    }
+}
+
+impl State {
+    /// The canaries of the KEK `name` that an earlier process kept, when `origin` made them.
+    pub(super) fn canaries(&self, name: &KekName, origin: &str) -> Canaries {
+        canaries::read(self.section(canaries::SECTION), name, origin)
     }
 }

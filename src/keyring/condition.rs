@@ -29,7 +29,7 @@ use tokio::time::Instant;
 use super::KeyId;
 use crate::clock::UnixSeconds;
 use crate::config::settings::{ClusterName, KekName, OnOutage, StatusSettings};
-use crate::transit::Refusal;
+use crate::transit::{Refusal, TierCondition};
 
 /// How long a proof is fresh enough to spare a canary.
 pub(crate) const PROOF_PERIOD: Duration = Duration::from_secs(30);
@@ -114,8 +114,10 @@ pub struct KeyringCondition {
 pub struct KekCondition {
     /// Its name.
     pub name: KekName,
-    /// The cluster that holds it.
+    /// The cluster that holds it; of several, the first.
     pub cluster: ClusterName,
+    /// Each cluster, when several hold it.
+    pub tiers: Vec<TierCondition>,
     /// Its key's latest version; `None` when its metadata was never read.
     pub latest_version: Option<u32>,
     /// The version that encrypts, and its key_id.

@@ -40,7 +40,10 @@ pub(super) struct Script {
     /// Answered to reads instead of the truth, as a standby that is behind would.
     pub(super) stale_read: Option<KeyMetadata>,
     pub(super) down: bool,
+    /// No address is usable, as everybody knows.
+    pub(super) left_out: bool,
     pub(super) latency: Duration,
+    pub(super) trouble: Option<&'static str>,
     pub(super) knows_time: bool,
     pub(super) address: &'static str,
     pub(super) refuse_read: Option<Refusal>,
@@ -78,6 +81,7 @@ pub(super) fn kek_settings(name: &str) -> KekSettings {
         mount: "transit".into(),
         namespace: None,
         clusters: vec![ClusterName::try_new("default").unwrap()],
+        replicas: Vec::new(),
         epoch: None,
         active_version: None,
     }
@@ -209,12 +213,18 @@ pub(super) fn soon() -> Deadline {
 
 impl FakeTransit {
     pub(super) fn new(material: u8, key: KeyMetadata) -> Arc<Self> {
+        Self::in_cluster("default", material, key)
+    }
+
+    pub(super) fn in_cluster(cluster: &str, material: u8, key: KeyMetadata) -> Arc<Self> {
         let script = Script {
             key: Some(key),
             material,
             stale_read: None,
             down: false,
+            left_out: false,
             latency: Duration::ZERO,
+            trouble: None,
             knows_time: true,
             address: "https://fake:8200",
             refuse_read: None,
@@ -226,7 +236,7 @@ impl FakeTransit {
             encrypts: Vec::new(),
             decrypts: 0,
         };
-        let cluster = ClusterName::try_new("default").unwrap();
+        let cluster = ClusterName::try_new(cluster).unwrap();
         Arc::new(Self { cluster, made: Instant::now(), script: Mutex::new(script) })
     }
 
@@ -275,10 +285,11 @@ impl TransitKey for FakeTransit {
     fn encrypt<'a>(
         &'a self,
         plaintext: &'a Plaintext,
-        version: Option<u32>,
+        version: Option<KeyVersion>,
         deadline: Deadline,
     ) -> BoxFuture<'a, Result<Wrapped, TransitError>> {
         Box::pin(self.answer(deadline, move |script| {
+            let version = version.map(|version| version.number);
             script.encrypts.push(version);
             if let Some(refusal) = script.refuse_encrypt.clone() {
                 return Err(refusal);
@@ -295,7 +306,8 @@ impl TransitKey for FakeTransit {
             payload.extend_from_slice(plaintext.expose());
             payload.extend_from_slice(&[script.material; 16]);
             let ciphertext = VaultCiphertext::try_new(version, &STANDARD.encode(payload));
-            Ok(Wrapped { ciphertext: ciphertext.unwrap(), address: script.address.to_owned() })
+            let (ciphertext, address) = (ciphertext.unwrap(), script.address.to_owned());
+            Ok(Wrapped { ciphertext, address, cluster: self.cluster.clone() })
         }))
     }
 
@@ -355,5 +367,13 @@ impl TransitKey for FakeTransit {
 
     fn cluster(&self) -> &ClusterName {
         &self.cluster
+    }
+
+    fn is_usable(&self) -> bool {
+        !self.script.lock().unwrap().left_out
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.script.lock().unwrap().trouble.map(str::to_owned)
     }
 }

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use opentelemetry::KeyValue;
 use tokio::sync::{Notify, watch};
@@ -13,13 +14,13 @@ use tokio::time::Instant;
 
 use super::condition::{KekCondition, Saying, Seen};
 use super::memory::KekMemory;
-use super::rotation::{Activation, Again, Inactive};
+use super::rotation::{Activation, Again, Choice, Inactive};
 use super::{KeyId, KeyringError, key_id};
 use crate::clock::{Deadline, Jitter};
 use crate::config::settings::{KekName, KekSettings, RotationSettings, StatusSettings};
 use crate::task::OwnedTask;
 use crate::telemetry::metrics::{self, Metric};
-use crate::transit::{KeyMetadata, TransitError, TransitKey};
+use crate::transit::{KeyMetadata, KeyVersion, TransitError, TransitKey, Vouch};
 
 mod calling;
 mod watching;
@@ -47,7 +48,11 @@ pub(crate) struct Core {
     read_now: Notify,
     prove_now: Notify,
     unpinned: AtomicBool,
+    begun: Instant,
 }
+
+/// How long the first read goes before what a replica vouches for.
+const VOUCHED_AFTER: Duration = Duration::from_secs(1);
 
 /// What a call needs to know, as one value.
 #[derive(Debug, PartialEq, Eq)]
@@ -64,7 +69,7 @@ pub(crate) struct View {
 /// The version that encrypts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Active {
-    pub(crate) version: u32,
+    pub(crate) version: KeyVersion,
     pub(crate) key_id: KeyId,
 }
 
@@ -108,6 +113,7 @@ impl Kek {
             read_now: Notify::new(),
             prove_now: Notify::new(),
             unpinned: AtomicBool::new(false),
+            begun: Instant::now(),
         });
         // What an earlier generation learnt serves from the first moment.
         core.reconsider();
@@ -174,7 +180,7 @@ impl Core {
             (Err(inactive), _) => return Err(self.not_active(inactive)),
         };
         let now = Instant::now();
-        match self.memory.with(|m| m.proofs.say(active.version, seen, now, settings)) {
+        match self.memory.with(|m| m.proofs.say(active.version.number, seen, now, settings)) {
             Saying::Ok => Ok(("ok".into(), active.key_id.clone())),
             Saying::Reason(why) => Ok((format!("KEK `{kek}`: {why}"), active.key_id.clone())),
             Saying::Lost(why) => Err(KeyringError::Lost { kek: kek.clone(), why }),
@@ -189,8 +195,9 @@ impl Core {
         self.memory.with(|m| KekCondition {
             name: self.settings.name.clone(),
             cluster: self.transit.cluster().clone(),
+            tiers: self.transit.tiers(),
             latest_version: view.metadata.as_ref().map(|m| m.latest_version),
-            active: view.active.as_ref().ok().map(|a| (a.version, a.key_id.clone())),
+            active: view.active.as_ref().ok().map(|a| (a.version.number, a.key_id.clone())),
             inactive,
             proof_age: m.proofs.age(Instant::now()),
             read_error,
@@ -204,24 +211,28 @@ impl Core {
         // The memory's lock makes one change at a time of reading, choosing and storing.
         self.memory.with(|m| {
             let (pin, delay) = (self.settings.active_version, self.rotation.activation_delay);
-            let choice = m.key.choose(pin, delay, vault_now, Instant::now());
-            match &choice.active {
+            let Choice { active, again } = m.key.choose(pin, delay, vault_now, Instant::now());
+            match &active {
                 Ok(chosen) => m.active = Some(*chosen),
                 // Read and found wanting; that Vault's clock is not known yet passes.
-                Err(Inactive::Unusable(_)) if choice.again == Again::No => m.active = None,
+                Err(Inactive::Unusable(_)) if again == Again::No => m.active = None,
                 Err(_) => {}
             }
+            // Under another pin than the one that was in force, it would not be the active one.
+            let last = m.active.filter(|a| pin.is_none_or(|pin| pin == a.version));
+            let (active, again) = match (active, last) {
+                (Err(Inactive::Unread), Some(last)) => self.vouched(last),
+                (active, _) => (active, again),
+            };
             let named = |chosen: Activation| Active {
-                version: chosen.version,
+                version: KeyVersion { number: chosen.version, created: chosen.created },
                 key_id: key_id::of(&self.settings, chosen.version, chosen.created),
             };
-            // Under another pin than the one that was in force, it would not be the active one.
-            let before = m.active.filter(|a| pin.is_none_or(|pin| pin == a.version)).map(named);
             let view = Arc::new(View {
                 metadata: m.key.metadata().cloned(),
-                before: before.filter(|_| choice.active == Err(Inactive::Unread)),
-                active: choice.active.map(named),
-                again: choice.again,
+                before: last.filter(|_| active == Err(Inactive::Unread)).map(named),
+                active: active.map(named),
+                again,
                 unpinned: self.unpinned.load(Ordering::Relaxed),
             });
             let before = self.view.borrow().clone();
@@ -236,14 +247,29 @@ impl Core {
         })
     }
 
+    /// What encrypts while the metadata was never read in this life, but the version that
+    /// encrypted `last`, before it, is remembered: that version, as soon as a replica vouches
+    /// for it. An answer of the first cluster goes before, so its first read is waited for
+    /// as long as the first cluster is given everywhere.
+    fn vouched(&self, last: Activation) -> (Result<Activation, Inactive>, Again) {
+        let is_early = self.begun.elapsed() < VOUCHED_AFTER && self.reads.borrow().finished == 0;
+        let version = KeyVersion { number: last.version, created: last.created };
+        match self.transit.vouches_for(version) {
+            Vouch::No => (Err(Inactive::Unread), Again::No),
+            Vouch::Yes if !is_early => (Ok(last), Again::Always),
+            Vouch::Yes | Vouch::Pending => (Err(Inactive::Unread), Again::Always),
+        }
+    }
+
     fn tell_active(&self, view: &View, told: &mut Option<KeyId>) {
         let kek = &self.settings.name;
         match &view.active {
             // An earlier generation told of it.
             Ok(Active { key_id, .. }) if told.as_ref() == Some(key_id) => {}
             Ok(Active { version, key_id }) => {
+                let version = version.number;
                 *told = Some(key_id.clone());
-                metrics::set(Metric::ActiveKeyVersion, f64::from(*version), &self.label());
+                metrics::set(Metric::ActiveKeyVersion, f64::from(version), &self.label());
                 tracing::info!(%kek, version, key_id = key_id.as_str(), "The key version is active.");
             }
             Err(Inactive::Unread) => {}

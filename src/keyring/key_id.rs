@@ -77,6 +77,7 @@ mod tests {
             mount: "transit".into(),
             namespace: None,
             clusters: vec![ClusterName::try_new("default").unwrap()],
+            replicas: Vec::new(),
             epoch: None,
             active_version: None,
         }

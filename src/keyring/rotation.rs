@@ -122,14 +122,6 @@ pub(crate) enum Again {
     Always,
 }
 
-/// Whether `version` exists and may encrypt, and what it writes may be decrypted.
-pub(crate) fn may_encrypt(key: &KeyMetadata, version: u32) -> bool {
-    key.versions.contains_key(&version)
-        && version >= key.min_encryption_version
-        && version >= key.min_decryption_version
-        && version <= key.latest_version
-}
-
 // === impl SeenKey ===
 
 impl SeenKey {
@@ -232,7 +224,7 @@ impl SeenKey {
         if let Some(inactive) = unusable(key) {
             return Choice { active: Err(inactive), again: Again::No };
         }
-        let may = key.versions.iter().filter(|(version, _)| may_encrypt(key, **version));
+        let may = key.versions.iter().filter(|(version, _)| key.may_encrypt(**version));
         let may = may.map(|(version, created)| Activation { version: *version, created: *created });
         let Some(lowest) = may.clone().next() else {
             let why = format!(

@@ -9,6 +9,7 @@ use crate::config::settings::{OnOutage, VerifyEncrypt, WriteFormat};
 use crate::transit::KeyMetadata;
 
 mod decrypting;
+mod replicas;
 mod status;
 mod watching;
 

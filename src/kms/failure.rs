@@ -90,7 +90,7 @@ fn transit_code(error: &TransitError) -> Code {
         TransitCause::Unavailable(CallError { kind: CallErrorKind::Deadline, .. }) => {
             Code::DeadlineExceeded
         }
-        TransitCause::Unavailable(_) => Code::Unavailable,
+        TransitCause::Unavailable(_) | TransitCause::Clusters(_) => Code::Unavailable,
         TransitCause::Unacceptable { .. } => Code::Internal,
     }
 }

@@ -129,6 +129,11 @@ metrics! {
     SpansLost = Kind::Counter, "vault_kms_proxy.spans.lost", "{span}", ["reason"];
     /// Log lines that were lost because stderr took no more.
     LogLinesLost = Kind::Counter, "vault_kms_proxy.log.lines.lost", "{line}", [];
+    /// Questions for a configured name that DNS did not answer, or not with an address.
+    NameFailures = Kind::Counter, "vault_kms_proxy.name.failures", "{question}",
+        ["cluster", "name"];
+    /// When a configured name was last resolved, in seconds since 1970.
+    NameResolved = Kind::Gauge, "vault_kms_proxy.name.last_success", "s", ["cluster", "name"];
     /// Times that an address's breaker opened, and why.
     BreakerOpenings = Kind::Counter, "vault_kms_proxy.breaker.openings", "{opening}",
         ["cluster", "server.address", "reason"];
@@ -140,6 +145,20 @@ metrics! {
     /// they would have cost something.
     LoginRehearsals = Kind::Counter, "vault_kms_proxy.logins.rehearsed", "{login}",
         ["cluster", "method", "result"];
+    /// Calls that wait because no address of the cluster is usable, or because the budget
+    /// has no repeat left for them.
+    CallsParked = Kind::UpDownCounter, "vault_kms_proxy.calls.parked", "{call}", ["cluster"];
+    /// Attempts that the budget has left: `retry` or `hedge`.
+    BudgetLeft = Kind::Gauge, "vault_kms_proxy.budget.left", "{attempt}", ["cluster", "reason"];
+    /// What each cluster of a KEK in several clusters encrypted and decrypted.
+    TierCalls = Kind::Counter, "vault_kms_proxy.kek.tier_calls", "{call}",
+        ["kek", "cluster", "verb"];
+    /// Whether a replica is proven for the newest version of the KEK, so that it may encrypt: 1 or 0.
+    ReplicaProven = Kind::Gauge, "vault_kms_proxy.kek.replica_proven", "{state}",
+        ["kek", "cluster"];
+    /// Certificates and authorities that changed on disk: taken into use (`ok`), or of no use
+    /// (`failed`), so that those read before stay.
+    TlsReloads = Kind::Counter, "vault_kms_proxy.tls.reloads", "{reload}", ["cluster", "result"];
 }
 
 /// The text form of all metrics.

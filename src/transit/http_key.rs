@@ -10,7 +10,8 @@ use zeroize::Zeroizing;
 
 use super::wire::{self, Wrong};
 use super::{
-    KeyMetadata, TransitCause, TransitError, TransitKey, VaultCiphertext, Wrapped, verdict,
+    KeyMetadata, KeyVersion, TransitCause, TransitError, TransitKey, VaultCiphertext, Wrapped,
+    verdict,
 };
 use crate::clock::{Deadline, UnixSeconds};
 use crate::cluster::{Answer, CallErrorKind, Cluster, Operation, Verb, path};
@@ -102,16 +103,18 @@ impl TransitKey for HttpTransitKey {
     fn encrypt<'a>(
         &'a self,
         plaintext: &'a Plaintext,
-        version: Option<u32>,
+        version: Option<KeyVersion>,
         deadline: Deadline,
     ) -> BoxFuture<'a, Result<Wrapped, TransitError>> {
         Box::pin(async move {
+            let version = version.map(|version| version.number);
             let body = wire::encrypt_request(plaintext, version);
             let answer = self.ask(Verb::Encrypt, &self.encrypt_path, Some(body), deadline).await?;
             let nonce = Some(self.nonce.load(Ordering::Relaxed)).filter(|n| *n > 0);
             let ciphertext = wire::encrypt_answer(&answer.body, plaintext, version, nonce)
                 .map_err(|wrong| self.unacceptable(&answer, wrong))?;
-            Ok(Wrapped { ciphertext, address: answer.address.to_string() })
+            let cluster = self.cluster.name().clone();
+            Ok(Wrapped { ciphertext, address: answer.address.to_string(), cluster })
         })
     }
 
@@ -157,6 +160,10 @@ impl TransitKey for HttpTransitKey {
 
     fn cluster(&self) -> &ClusterName {
         self.cluster.name()
+    }
+
+    fn is_usable(&self) -> bool {
+        self.cluster.is_usable()
     }
 
     fn trouble(&self) -> Option<String> {

@@ -164,6 +164,9 @@ fn classify_bad_request(verb: Verb, text: Text) -> Verdict {
     let of_a_key = matches!(verb, Verb::Encrypt | Verb::Decrypt | Verb::ReadKey);
     if text.has("path disabled in replication dr secondary mode") {
         elsewhere("is a disaster recovery secondary").eject().into()
+    } else if text.has("x-vault-index") || text.has("x-vault-inconsistent") {
+        // It did not look at the request itself.
+        elsewhere("does not understand the index that was sent").into()
     } else if of_a_key && text.has("version is too new") {
         Verdict::Stale("the key has no such version yet")
     } else if of_a_key && text.has("encryption key not found") {

@@ -46,8 +46,9 @@ pub(super) async fn check(
             return None;
         }
     };
-    for (index, url) in (0_u8..).zip(&settings.addresses) {
-        address(report, &stack, AddressIndex(index), &AddressName::of(url), timeout).await;
+    stack.resolved(Deadline::after(timeout)).await;
+    for status in stack.addresses() {
+        address(report, &stack, status.index, &status.name, timeout).await;
     }
     let transport: Arc<dyn Transport> = Arc::new(stack);
     // It can be done once, and the daemon is to do it.
@@ -66,7 +67,9 @@ pub(super) async fn check(
             return None;
         }
     }
-    let cluster = Cluster::new(Arc::clone(settings), transport, jitter);
+    // The daemon's own token is none of our business: a look must not replace it.
+    let settings = ClusterSettings { token_cache: None, ..ClusterSettings::clone(settings) };
+    let cluster = Cluster::new(Arc::new(settings), transport, jitter);
     match cluster.ready(Deadline::after(timeout)).await {
         Ok(()) => token(report, &cluster),
         Err(error) => {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use opentelemetry::KeyValue;
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 
 use super::permit::{Permit, Witness};
@@ -50,7 +51,12 @@ struct State {
 }
 
 enum Gate {
-    Closed { faults: u32 },
+    Closed {
+        /// Faults in a row.
+        faults: u32,
+        /// How many of them were probes'.
+        of_probes: u32,
+    },
     Open(Open),
     HalfOpen,
 }
@@ -72,8 +78,6 @@ enum Leave {
     None,
     /// A good probe has come since the gate opened, and no bad one after it.
     Proven,
-    /// The pool has no address that serves, so a trial goes whatever probes say.
-    Forced,
 }
 
 /// What an attempt says about its address.
@@ -98,7 +102,7 @@ impl BreakerState {
         jitter: Arc<Jitter>,
     ) -> Self {
         let state = Mutex::new(State {
-            gate: Gate::Closed { faults: 0 },
+            gate: Gate::Closed { faults: 0, of_probes: 0 },
             since: Instant::now(),
             epoch: 0,
             stretches: 0,
@@ -132,6 +136,19 @@ impl BreakerState {
         self.lock().last_fault.clone()
     }
 
+    /// Ends when something about it changes after the first poll.
+    pub fn changed(&self) -> Notified<'_> {
+        self.0.changed.notified()
+    }
+
+    /// A permit for an attempt that looks whether the address answers, whatever the phase
+    /// is. Its success closes the breaker; its failure does not lengthen the time that it
+    /// is open.
+    pub(super) fn scout(&self) -> Permit {
+        let epoch = self.lock().epoch;
+        Permit(Witness { state: self.clone(), epoch, trial: false })
+    }
+
     /// All that the status page tells of it.
     pub fn report(&self) -> BreakerReport {
         let state = self.lock();
@@ -141,24 +158,6 @@ impl BreakerState {
             opened: state.opened,
             reason: state.reason,
             last_fault: state.last_fault.clone(),
-        }
-    }
-
-    /// Brings the next trial forward to `span` from now, when it would come later, and
-    /// waits for no probe. The pool asks for it when no address is usable: then to wait
-    /// half a minute helps nobody.
-    pub fn trial_within(&self, span: Duration) {
-        let latest = Instant::now() + span;
-        let mut state = self.lock();
-        if let Gate::Open(open) = &mut state.gate
-            && self.trial_at(open) > latest
-        {
-            open.until = open.until.min(latest);
-            if open.leave == Leave::None {
-                open.leave = Leave::Forced;
-            }
-            drop(state);
-            self.0.changed.notify_waiters();
         }
     }
 
@@ -190,14 +189,21 @@ impl BreakerState {
 
     /// The address has answered a probe well. That lets a trial through once the time is
     /// up; it does not close anything, for a node may well answer probes and nothing else.
+    /// For the same reason it ends a row of faults only where all of them were probes': else
+    /// a few that failed within a month would leave out an address that nobody calls.
     pub fn probe_good(&self) {
         let mut state = self.lock();
-        if let Gate::Open(open) = &mut state.gate
-            && open.leave == Leave::None
-        {
-            open.leave = Leave::Proven;
-            drop(state);
-            self.0.changed.notify_waiters();
+        match &mut state.gate {
+            Gate::Closed { faults, of_probes } if *faults > 0 && faults == of_probes => {
+                (*faults, *of_probes) = (0, 0);
+                state.last_fault = None;
+            }
+            Gate::Open(open) if open.leave == Leave::None => {
+                open.leave = Leave::Proven;
+                drop(state);
+                self.0.changed.notify_waiters();
+            }
+            _ => {}
         }
     }
 
@@ -207,7 +213,10 @@ impl BreakerState {
         let mut state = self.lock();
         let stretches = state.stretches;
         let what = match &mut state.gate {
-            Gate::Closed { .. } => return self.fault(state, why, None),
+            Gate::Closed { of_probes, .. } => {
+                *of_probes = of_probes.saturating_add(1);
+                return self.fault(state, why, None);
+            }
             Gate::HalfOpen => return, // its trial says more
             Gate::Open(open) => {
                 let now = Instant::now();
@@ -266,7 +275,7 @@ impl BreakerState {
     /// keep it open for ever.
     fn trial_at(&self, open: &Open) -> Instant {
         match open.leave {
-            Leave::Proven | Leave::Forced => open.until,
+            Leave::Proven => open.until,
             Leave::None => open.until + self.0.policy.probe_patience,
         }
     }
@@ -335,7 +344,7 @@ impl BreakerState {
 
     /// Takes what an attempt says, unless the phase has changed since it was let through.
     pub(super) fn weigh(&self, witness: &Witness, evidence: Evidence) {
-        let state = self.lock();
+        let mut state = self.lock();
         if state.epoch != witness.epoch {
             return;
         }
@@ -343,7 +352,11 @@ impl BreakerState {
             Evidence::Nothing => {}
             Evidence::Sound => self.sound(state),
             Evidence::Fault { what, ejects } => {
-                self.fault(state, what, ejects);
+                if witness.trial || matches!(state.gate, Gate::Closed { .. }) {
+                    self.fault(state, what, ejects);
+                } else {
+                    state.last_fault = Some(what); // a scout's
+                }
                 self.0.probe.notify_one();
             }
         }
@@ -351,13 +364,13 @@ impl BreakerState {
 
     fn sound(&self, mut state: MutexGuard<'_, State>) {
         state.last_fault = None;
-        if let Gate::Closed { faults } = &mut state.gate {
-            *faults = 0;
+        if let Gate::Closed { faults, of_probes } = &mut state.gate {
+            (*faults, *of_probes) = (0, 0);
             state.window.count(false);
             return;
         }
         state.stretches = 0;
-        state.pass_to(Gate::Closed { faults: 0 });
+        state.pass_to(Gate::Closed { faults: 0, of_probes: 0 });
         drop(state);
         tracing::info!(server.address = %self.0.address, "An address answers again.");
         self.tell(BreakerPhase::Closed);
@@ -447,7 +460,7 @@ impl State {
         policy: &BreakerPolicy,
         ejects: Option<OpenReason>,
     ) -> Option<OpenReason> {
-        let Gate::Closed { faults } = &mut self.gate else {
+        let Gate::Closed { faults, .. } = &mut self.gate else {
             return Some(OpenReason::TrialFailed);
         };
         *faults = faults.saturating_add(1);

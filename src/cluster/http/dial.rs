@@ -1,10 +1,10 @@
 //! Makes TCP connections and remembers which of them have served an answer.
 //!
-//! The seam for what comes later: several IPs behind one name, resolved off the path of
-//! a call, each with a client of its own whose [`Dial`] goes to that IP while URI, `Host`
-//! and SNI keep the name.
+//! A name with several IP addresses has a client for each: its [`Dial`] goes to that one
+//! while URI, `Host` and SNI keep the name.
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,10 +27,12 @@ const KEEPALIVE: Duration = Duration::from_secs(15);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_QUESTIONS: u32 = 3;
 
-/// Makes TCP connections to the host and port of a URI.
+/// Makes TCP connections to one socket address, whatever the URI says; or, without one,
+/// to the host and port of the URI.
 #[derive(Clone, Debug)]
 pub(super) struct Dial {
     connector: HttpConnector,
+    peer: Option<Uri>,
 }
 
 /// Bounds the time that a connection takes to be made, with everything that belongs to it:
@@ -57,7 +59,7 @@ pub(super) struct Served(Arc<AtomicBool>);
 // === impl Dial ===
 
 impl Dial {
-    pub(super) fn new(connect_timeout: Duration) -> Self {
+    pub(super) fn new(peer: Option<SocketAddr>, connect_timeout: Duration) -> Self {
         let mut connector = HttpConnector::new();
         connector.enforce_http(false); // TLS is put over it
         connector.set_nodelay(true); // requests are small and their answers are waited for
@@ -65,7 +67,10 @@ impl Dial {
         connector.set_keepalive(Some(KEEPALIVE));
         connector.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
         connector.set_keepalive_retries(Some(KEEPALIVE_QUESTIONS));
-        Self { connector }
+        // The connector takes an IP address in a URI as it is and asks nobody for it.
+        let uri = |peer| Uri::try_from(format!("http://{peer}/"));
+        let peer = peer.map(|p| uri(p).expect("a socket address is a URI's authority"));
+        Self { connector, peer }
     }
 }
 
@@ -79,7 +84,7 @@ impl Service<Uri> for Dial {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let dialling = self.connector.call(uri);
+        let dialling = self.connector.call(self.peer.clone().unwrap_or(uri));
         async move { Ok(Dialled { stream: dialling.await?, served: Served::default() }) }.boxed()
     }
 }

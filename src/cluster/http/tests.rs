@@ -94,7 +94,7 @@ async fn a_request_carries_what_vault_needs_and_its_token_is_marked_sensitive() 
     attempt.call.token = Some(Arc::new(SecretString::from("s.secret")));
 
     let http = plain(port);
-    let built = http.request(&attempt.call).unwrap();
+    let built = http.request(&attempt).unwrap();
     assert!(built.headers()["x-vault-token"].is_sensitive());
     assert!(!format!("{built:?} {attempt:?} {http:?}").contains("s.secret"));
 
@@ -121,7 +121,7 @@ async fn the_trace_goes_on_to_vault() {
     use opentelemetry_sdk::trace::SdkTracerProvider;
     use tracing_subscriber::layer::SubscriberExt as _;
 
-    let without = plain(1).request(&attempt().call).unwrap();
+    let without = plain(1).request(&attempt()).unwrap();
     assert_eq!(without.headers().get("traceparent"), None);
 
     opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
@@ -130,7 +130,7 @@ async fn the_trace_goes_on_to_vault() {
     let subscriber = tracing_subscriber::registry().with(layer);
     let _guard = tracing::subscriber::set_default(subscriber);
     let span = tracing::info_span!("vault.attempt");
-    let request = span.in_scope(|| plain(1).request(&attempt().call)).unwrap();
+    let request = span.in_scope(|| plain(1).request(&attempt())).unwrap();
     let trace = span.context().span().span_context().trace_id().to_string();
     let sent = request.headers()["traceparent"].to_str().unwrap();
     assert!(sent.starts_with(&format!("00-{trace}-")), "{sent}");

@@ -1,3 +1,4 @@
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -22,44 +23,56 @@ impl Outlook for Everyone {
         self.0.union(tried) != tried
     }
 
+    fn is_out(&self) -> bool {
+        false
+    }
+
     fn left_out(&self) -> Vec<AttemptError> {
         Vec::new()
     }
 }
 
 /// `calls` at once through a retry layer over three addresses that all refuse, with this
-/// budget: how each ended, and how long all took.
-async fn against_a_dead_cluster(calls: usize, budget: TpsBudget) -> (Vec<CallError>, Duration) {
+/// budget: how each ended, how many attempts the budget refused, and how long all took.
+async fn against_a_dead_cluster(calls: usize, budget: Budget) -> (Vec<CallError>, u32, Duration) {
     let all = (0..3).fold(AddressSet::default(), |set, i| set.with(AddressIndex(i)));
-    let hedge = tower::service_fn(move |attempt: Attempt| async move {
-        let index = (0..3).map(AddressIndex).find(|i| !attempt.tried.contains(*i)).unwrap();
-        let fault = Fault::Unreachable("connection refused".into());
-        let attempts = vec![AttemptError { address: name(index.0), index, fault }];
-        Err::<Won, _>(Missed { attempts, tried: attempt.tried.with(index), sent: 1 })
+    let refused = Arc::new(AtomicU32::new(0));
+    let counter = Arc::clone(&refused);
+    let hedge = tower::service_fn(move |attempt: Attempt| {
+        counter.fetch_add(u32::from(attempt.is_over_budget), Ordering::Relaxed);
+        async move {
+            let index = (0..3).map(AddressIndex).find(|i| !attempt.tried.contains(*i)).unwrap();
+            let fault = Fault::Unreachable("connection refused".into());
+            let attempts = vec![AttemptError { address: name(index.0), index, fault }];
+            Err::<Won, _>(Missed { attempts, tried: attempt.tried.with(index), sent: 1 })
+        }
     });
     let cluster = ClusterName::try_new("test").unwrap();
     let jitter = Arc::new(Jitter::off());
     let layer = RetryLayer::with_budget(cluster, Arc::new(Everyone(all)), jitter, budget);
     let began = Instant::now();
-    let calls = (0..calls).map(|_| tower::ServiceExt::oneshot(layer.layer(hedge), call()));
+    let calls = (0..calls).map(|_| tower::ServiceExt::oneshot(layer.layer(hedge.clone()), call()));
     let ends = futures_util::future::join_all(calls).await;
-    (ends.into_iter().map(Result::unwrap_err).collect(), began.elapsed())
+    let ends = ends.into_iter().map(Result::unwrap_err).collect();
+    (ends, refused.load(Ordering::Relaxed), began.elapsed())
+}
+
+fn budget(per_second: u32, percent: u32) -> Budget {
+    let cluster = ClusterName::try_new("test").unwrap();
+    Budget::new(&cluster, AttemptReason::Retry, per_second, percent)
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_first_repeat_is_free_and_an_empty_budget_refuses_all_but_scouts() {
-    let none = TpsBudget::new(Duration::from_secs(10), 0, 0.0);
-    let (errors, took) = against_a_dead_cluster(100, none).await;
+async fn the_first_repeat_is_free_and_what_the_budget_refuses_stands_in_line() {
+    let (errors, refused, _) = against_a_dead_cluster(10, budget(0, 10)).await;
     let attempts: usize = errors.iter().map(|error| error.attempts.len()).sum();
-    assert!((200..=230).contains(&attempts), "{attempts}: ten scouts a second for 3 s");
-    assert!(errors.iter().all(|error| matches!(error.kind, CallErrorKind::Exhausted)));
-    assert!(took < ms(3_000), "{took:?}");
+    let repeats = u32::try_from(attempts - 10).unwrap();
+    assert_eq!(repeats - refused, 10 + 1, "ten free ones, and a tenth of ten calls");
 }
 
 #[tokio::test(start_paused = true)]
 async fn one_call_makes_thirteen_attempts_at_most_and_spreads_them_over_its_deadline() {
-    let plenty = TpsBudget::new(Duration::from_secs(10), 1_000, 1.0);
-    let (errors, took) = against_a_dead_cluster(1, plenty).await;
+    let (errors, _, took) = against_a_dead_cluster(1, budget(1_000, 100)).await;
     let error = &errors[0];
     assert_eq!(error.attempts.len(), 13);
     assert!(matches!(error.kind, CallErrorKind::Exhausted));
@@ -71,6 +84,20 @@ async fn one_call_makes_thirteen_attempts_at_most_and_spreads_them_over_its_dead
          https://vault-1:8200: connection refused (4 times); \
          https://vault-2:8200: connection refused (4 times)"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn late_in_an_outage_each_address_is_named_too() {
+    let scripted = Scripted::new(3, |_, _| Does::Refuses);
+    for _ in 0..5 {
+        let calls = (0..8).map(|_| scripted.stack.call(call()));
+        for result in futures_util::future::join_all(calls).await {
+            let told = result.unwrap_err().to_string();
+            for address in 0..3 {
+                assert!(told.contains(name(address).as_str()), "{address}: {told}");
+            }
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -194,7 +221,7 @@ async fn a_stale_answer_is_not_final_while_one_address_could_not_be_asked() {
         assert!(began.elapsed() < ms(200), "it burned {:?}", began.elapsed());
         assert!(scripted.asked().len() <= 6);
         let text = error.to_string();
-        for part in ["not every address could be asked", "vault-1:8200: version is too new"] {
+        for part in ["the active node has not confirmed it", "vault-1:8200: version is too new"] {
             assert!(text.contains(part), "{text}");
         }
         assert!(text.contains("connection refused"), "it does not say who is away: {text}");

@@ -41,7 +41,10 @@ pub(crate) fn attempt() -> Attempt {
         number: 1,
         reason: AttemptReason::First,
         tried: AddressSet::default(),
+        is_over_budget: false,
         is_second_opinion: false,
+        hand_on: AddressSet::default(),
+        index: None,
         needs_active: false,
         fate: Fate::default(),
     }
@@ -73,6 +76,11 @@ pub(crate) fn leaderless() -> Elsewhere {
     Elsewhere { reason: "has no active node", at_fault: false, eject: false, again_after }
 }
 
+pub(crate) fn limited() -> Elsewhere {
+    let again_after = Some(Duration::from_millis(700));
+    Elsewhere { reason: "rate limited", at_fault: false, eject: false, again_after }
+}
+
 /// What a scripted address does with an attempt.
 #[derive(Clone, Debug)]
 pub(crate) enum Does {
@@ -80,6 +88,7 @@ pub(crate) enum Does {
     AnswersAfter(Duration),
     Refuses,
     Breaks,
+    Distrusts,
     Freezes,
     /// Freezes, and holds on to the sender as long as it is in flight.
     Holds(mpsc::Sender<()>),
@@ -105,12 +114,7 @@ impl Classify for Scriptural {
             "stale" => Verdict::Stale("version is too new"),
             "sealed" => Verdict::Elsewhere(sealed()),
             "leaderless" => Verdict::Elsewhere(leaderless()),
-            "limited" => Verdict::Elsewhere(Elsewhere {
-                reason: "rate limited",
-                at_fault: false,
-                eject: false,
-                again_after: Some(Duration::from_millis(700)),
-            }),
+            "limited" => Verdict::Elsewhere(limited()),
             other => panic!("unknown verdict {other}"),
         }
     }
@@ -194,6 +198,7 @@ fn perform(
             }
             Does::Refuses => fail(Fault::Unreachable("connection refused".into())),
             Does::Breaks => fail(Fault::Connection("connection reset".into())),
+            Does::Distrusts => fail(Fault::Tls("the certificate has expired".into())),
             Does::Freezes => std::future::pending().await,
             Does::Holds(sender) => {
                 std::future::pending::<()>().await;

@@ -15,6 +15,7 @@ use crate::cluster::address::Role;
 use crate::cluster::breaker::BreakerPhase;
 use crate::cluster::error::Fault;
 use crate::cluster::operation::{Operation, Verb, Verdict};
+use crate::cluster::resolve::testing::{Fake, Says};
 use crate::config::settings::{AuthSettings, TlsSettings};
 use crate::task::OwnedTask;
 
@@ -153,6 +154,18 @@ async fn a_sealed_node_is_asked_only_where_nothing_else_is_left() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_sealed_node_does_not_join_a_silent_one() {
+    let mut scripted = Scripted::new(3, |index, _| match index {
+        0 => Does::AnswersAfter(ms(900)),
+        _ => Does::Answers,
+    });
+    address(&scripted, 1).role.set(Role::Sealed);
+    address(&scripted, 2).role.set(Role::Uninitialised);
+    scripted.stack.call(call()).await.unwrap();
+    assert_eq!(scripted.asked(), [0]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_changes_vault_goes_to_the_node_that_said_last_that_it_is_active() {
     let mut scripted = Scripted::new(3, |_, _| Does::Answers);
     let login = || testing::call_of(Verb::Login, Duration::from_secs(3));
@@ -174,34 +187,54 @@ impl Classify for AllFinal {
     }
 }
 
-fn real(addresses: Vec<Uri>) -> Result<Stack, StackError> {
-    let settings = ClusterSettings {
+fn settings(addresses: Vec<Uri>) -> ClusterSettings {
+    ClusterSettings {
         name: ClusterName::try_new("default").unwrap(),
         addresses,
+        dns_servers: Vec::new(),
         namespace: None,
         auth_namespace: None,
         tls: TlsSettings::default(),
         auth: AuthSettings::Token("s.secret".into()),
         allow_plaintext: false,
         token_cache: None,
-    };
+    }
+}
+
+fn real(addresses: Vec<Uri>) -> Result<Stack, StackError> {
+    let settings = settings(addresses);
     let tls = LoadedTls::read(&settings.tls).unwrap();
     Stack::try_new(&settings, &tls, Arc::new(AllFinal), Arc::new(Jitter::off()))
+}
+
+/// A stack whose names `fake` knows.
+fn named(urls: &[&str], fake: &Arc<Fake>) -> Stack {
+    let settings = settings(urls.iter().map(|url| url.parse().unwrap()).collect());
+    let tls = LoadedTls::read(&settings.tls).unwrap();
+    let resolver = Arc::clone(fake) as Arc<dyn Resolver>;
+    Stack::resolving(&settings, &tls, Arc::new(AllFinal), Arc::new(Jitter::off()), resolver)
+        .unwrap()
+}
+
+fn names(stack: &Stack) -> Vec<String> {
+    stack.addresses().into_iter().map(|status| status.name.to_string()).collect()
 }
 
 async fn sound_server() -> (Uri, OwnedTask) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
     let task = OwnedTask::spawn("test server", async move {
+        let mut connections = tokio::task::JoinSet::new();
         loop {
             let (mut stream, _) = listener.accept().await.unwrap();
-            let mut buffer = [0; 4096];
-            while stream.read(&mut buffer).await.is_ok_and(|n| n > 0) {
-                let answer = b"HTTP/1.1 204 OK\r\n\r\n";
-                if stream.write_all(answer).await.is_err() {
-                    break;
+            connections.spawn(async move {
+                let mut buffer = [0; 4096];
+                while stream.read(&mut buffer).await.is_ok_and(|n| n > 0) {
+                    if stream.write_all(b"HTTP/1.1 204 OK\r\n\r\n").await.is_err() {
+                        break;
+                    }
                 }
-            }
+            });
         }
     });
     (url, task)
@@ -220,6 +253,42 @@ async fn a_server_that_goes_away_is_replaced_within_the_call() {
     }
     assert!(stack.addresses()[1].latency.is_some());
     assert!(!format!("{stack:?}").contains("secret"));
+}
+
+#[tokio::test]
+async fn a_name_is_dialled_at_its_addresses_under_its_own_name() {
+    let (server, _task) = sound_server().await;
+    let port = server.port_u16().unwrap();
+    let fake = Fake::new();
+    let stack = named(&[&format!("http://vault.test:{port}")], &fake);
+    assert_eq!(names(&stack), [format!("http://vault.test:{port}")], "not known yet");
+    fake.set("vault.test", Says::Addresses(&["127.0.0.1", "127.0.0.9"], None));
+    let answer = stack.call(call()).await.unwrap();
+    assert_eq!(answer.address.as_str(), format!("http://vault.test:{port} (127.0.0.1)"));
+    let both = ["127.0.0.1", "127.0.0.9"].map(|ip| format!("http://vault.test:{port} ({ip})"));
+    assert_eq!(names(&stack), both);
+    for status in stack.addresses() {
+        assert_eq!(status.configured.as_str(), format!("http://vault.test:{port}"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_waits_for_the_first_answer_of_dns_and_then_says_what_is_missing() {
+    let fake = Fake::new();
+    fake.set("vault.test", Says::Hangs);
+    let stack = named(&["https://vault.test:8200"], &fake);
+    let began = Instant::now();
+    let error = stack.call(call()).await.unwrap_err().to_string();
+    assert_eq!(began.elapsed(), ms(3_000));
+    let expected = "https://vault.test:8200: cannot resolve vault.test: no answer yet";
+    assert!(error.contains(expected), "{error}");
+
+    fake.set("vault.test", Says::Nothing("there is no such name (NXDOMAIN)"));
+    stack.resolved(Deadline::after(ms(20_000))).await;
+    tokio::time::sleep(ms(10_000)).await;
+    let error = stack.call(call()).await.unwrap_err().to_string();
+    let expected = "cannot resolve vault.test: there is no such name (NXDOMAIN)";
+    assert!(error.contains(expected), "{error}");
 }
 
 #[test]

@@ -45,8 +45,12 @@ impl Authority {
         self.0.der().clone()
     }
 
+    pub(crate) fn pem(&self) -> String {
+        self.0.pem()
+    }
+
     pub(crate) fn write(&self, folder: &Path, name: &str) -> PathBuf {
-        write(folder, name, &self.0.pem())
+        write(folder, name, &self.pem())
     }
 }
 

@@ -2,11 +2,15 @@
 
 use std::sync::atomic::Ordering;
 
+mod recalled;
+mod rehearsed;
+
 use super::*;
 use crate::cluster::testing::{
     self, POLICY_403, Reply, Vault, app_role, decrypt, logged_in, ok, pass, soon, static_token,
 };
 use crate::cluster::{CallErrorKind, Verb};
+use crate::config::settings::AuthSettings;
 
 #[tokio::test(start_paused = true)]
 async fn a_renewable_token_is_renewed_at_two_thirds_of_its_ttl() {
@@ -158,6 +162,56 @@ async fn tries_to_log_in_are_at_most_five_seconds_apart_while_nobody_answers() {
     pass(60).await;
     let tries = scripted.count(Verb::Login);
     assert!((12..=16).contains(&tries), "{tries}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_whose_time_is_up_is_not_sent_and_its_callers_get_the_next() {
+    // The leader is away for longer than the token lives, so nodes answer 307 to everything
+    // that is sent with it, and nobody can log in.
+    let vault = Arc::new(Vault::default());
+    let answering = Arc::clone(&vault);
+    let (cluster, scripted) = testing::cluster(app_role(), move |seen| {
+        let is_write = matches!(seen.verb, Verb::Login | Verb::RenewSelf);
+        if answering.down.load(Ordering::Relaxed) && is_write {
+            return Reply::Http(307, String::new());
+        }
+        match seen.verb {
+            Verb::Decrypt => ok(r#"{"data":{}}"#),
+            _ => testing::login("t", 90, true),
+        }
+    });
+    cluster.ready(soon()).await.unwrap();
+    vault.down.store(true, Ordering::Relaxed);
+    pass(85).await;
+    cluster.call(decrypt(), soon()).await.unwrap();
+    pass(6).await;
+    let sent = scripted.count(Verb::Decrypt);
+    let error = cluster.call(decrypt(), soon()).await.unwrap_err().to_string();
+    assert!(error.contains("no token: the last one has expired"), "{error}");
+    assert!(!cluster.token_state().has_token);
+    assert_eq!(scripted.count(Verb::Decrypt), sent);
+    let waiting = tokio::spawn({
+        let cluster = Arc::clone(&cluster);
+        async move { cluster.call(decrypt(), Deadline::after(Duration::from_secs(8))).await }
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    vault.down.store(false, Ordering::Relaxed);
+    waiting.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_from_a_file_is_sent_past_the_end_that_we_know() {
+    // Whoever writes the file may have renewed it.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("token");
+    std::fs::write(&path, "t1").unwrap();
+    let (cluster, _) = testing::cluster(AuthSettings::TokenFile(path), |seen| match seen.verb {
+        Verb::LookupSelf => testing::lookup(90, false),
+        _ => ok(r#"{"data":{}}"#),
+    });
+    cluster.ready(soon()).await.unwrap();
+    pass(100).await;
+    cluster.call(decrypt(), soon()).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -57,6 +57,7 @@ pub(in crate::config) const FILE: &[Key] = &[
     key("auth", Block(AUTH)),
     // Any number of clusters.
     key("clusters", Named(CLUSTER)),
+    key("dns", Block(&[key("servers", Texts)])),
     key("socket", Block(SOCKET)),
     key("rotation", Block(&[key("refresh", Text), key("activationDelay", Text)])),
     key("verifyEncrypt", Text),

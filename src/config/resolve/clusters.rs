@@ -1,6 +1,7 @@
 //! Clusters: addresses and TLS; [`auth`] is how to log in.
 
 use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use http::Uri;
@@ -10,10 +11,15 @@ use super::report::{Holds, Report};
 use super::token_cache::{self, token_cache};
 use super::values::{self, Path, shown, vault_path};
 use crate::config::load::{Field, FileForm};
-use crate::config::settings::{ClientIdentity, ClusterName, ClusterSettings, TlsSettings};
+use crate::config::settings::{
+    ClientIdentity, ClusterName, ClusterSettings, SERVICE_SCHEME, TlsSettings,
+};
 
 /// How many addresses the pool of a cluster can hold.
 const MAX_ADDRESSES: usize = 64;
+
+/// The port of a DNS server.
+const DNS_PORT: u16 = 53;
 
 /// The mount that both Vault's documentation and the Oracle plugin use.
 pub(super) const DEFAULT_TRANSIT: &str = "transit";
@@ -52,9 +58,11 @@ pub(super) struct Cluster<'a> {
 
 /// Every cluster, in the file's order.
 pub(super) fn clusters<'a>(report: &mut Report<'_>, file: &Field<'a>) -> Vec<Cluster<'a>> {
+    let dns = file.find(&["dns", "servers"]).map(|field| dns_servers(report, &field));
+    let dns = dns.unwrap_or_default();
     let Some(block) = file.get("clusters") else {
         let name = ClusterName::try_new("default").expect("it follows the rules of names");
-        return vec![cluster(report, file, file, name, None)];
+        return vec![cluster(report, file, file, name, None, &dns)];
     };
     for key in FLAT {
         if let Some(flat) = file.get(key) {
@@ -72,7 +80,7 @@ pub(super) fn clusters<'a>(report: &mut Report<'_>, file: &Field<'a>) -> Vec<Clu
     let mut found = Vec::new();
     for (name, field) in entries {
         match ClusterName::try_new(name) {
-            Ok(name) => found.push(cluster(report, file, &field, name, Some(field.clone()))),
+            Ok(name) => found.push(cluster(report, file, &field, name, Some(field.clone()), &dns)),
             Err(error) => report.error(&field, error.to_string(), "give the cluster another name"),
         }
     }
@@ -86,6 +94,7 @@ fn cluster<'a>(
     keys: &Field<'a>,
     name: ClusterName,
     block: Option<Field<'a>>,
+    dns: &[SocketAddr],
 ) -> Cluster<'a> {
     let path_prefix = block.as_ref().map(|b| format!("{}.", b.path())).unwrap_or_default();
     let place = block.as_ref().and_then(Field::place);
@@ -104,6 +113,9 @@ fn cluster<'a>(
         }
     };
     let tls = tls(report, keys);
+    if let (Some(field), Some(addresses), Some(tls)) = (keys.get("addr"), &addresses, &tls) {
+        service_is_verified(report, &field, addresses, tls);
+    }
     let namespace = keys.get("namespace").and_then(|f| vault_path(report, &f));
     let around = auth::Around {
         cluster: &name,
@@ -119,6 +131,7 @@ fn cluster<'a>(
         Arc::new(ClusterSettings {
             name: name.clone(),
             addresses,
+            dns_servers: dns.to_vec(),
             namespace: namespace.clone(),
             auth_namespace: login.namespace.within(namespace.as_ref()),
             tls,
@@ -153,8 +166,11 @@ fn addresses(
     let mut addresses = Vec::new();
     let mut sound = true;
     for item in &items {
-        let Some(uri) = values::url(report, item, Path::Refused, "https://vault.example:8200")
-        else {
+        let uri = match item.text().split_once("://") {
+            Some((scheme, _)) if scheme.starts_with("srv+") => service(report, item),
+            _ => values::url(report, item, Path::Refused, "https://vault.example:8200"),
+        };
+        let Some(uri) = uri else {
             sound = false;
             continue;
         };
@@ -176,6 +192,68 @@ fn addresses(
     }
     *allow_plaintext |= report.form == FileForm::Oracle;
     sound.then_some(addresses)
+}
+
+/// `srv+https://` and the name of a service.
+fn service(report: &mut Report<'_>, item: &Field<'_>) -> Option<Uri> {
+    let text = item.text();
+    let name = text.strip_prefix(SERVICE_SCHEME).and_then(|rest| rest.strip_prefix("://"));
+    let name = name.map(|name| name.trim_end_matches('/'));
+    let is_name = |name: &str| {
+        let sound = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        !name.is_empty() && name.chars().all(sound) && name.parse::<IpAddr>().is_err()
+    };
+    let uri =
+        name.filter(|n| is_name(n)).and_then(|n| format!("{SERVICE_SCHEME}://{n}").parse().ok());
+    if uri.is_none() {
+        report.error(
+            item,
+            "it names no service in DNS",
+            "write the name that has the SRV records, which say the ports: \
+             srv+https://_vault._tcp.example",
+        );
+    }
+    uri
+}
+
+/// An SRV record says which host to believe, and nothing vouches for the record. With the
+/// certificate authorities that everybody has, whoever can forge it can present a good
+/// certificate too, and would be handed the token.
+fn service_is_verified(
+    report: &mut Report<'_>,
+    field: &Field<'_>,
+    addresses: &[Uri],
+    tls: &TlsSettings,
+) {
+    let is_service = addresses.iter().any(|uri| uri.scheme_str() == Some(SERVICE_SCHEME));
+    if is_service && tls.ca_file.is_none() && tls.server_name.is_none() {
+        report.error(
+            field,
+            "DNS alone would say whose certificate is believed",
+            "write vaultCACert, the authority that signs your nodes' certificates, or \
+             tlsServerName, a name that stands in all of them",
+        );
+    }
+}
+
+/// IP addresses, each with a port or without.
+fn dns_servers(report: &mut Report<'_>, field: &Field<'_>) -> Vec<SocketAddr> {
+    let parse = |text: &str| {
+        let bare = text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, DNS_PORT));
+        bare.or_else(|_| text.parse::<SocketAddr>()).ok().filter(|server| server.port() > 0)
+    };
+    let mut servers = Vec::new();
+    for item in field.items() {
+        match parse(item.text()) {
+            Some(server) => servers.push(server),
+            None => report.error(
+                &item,
+                format!("`{}` is no address of a DNS server", shown(item.text())),
+                "write an IP address, with a port when it is not 53: 10.0.0.53 or 127.0.0.1:5353",
+            ),
+        }
+    }
+    servers
 }
 
 fn tls(report: &mut Report<'_>, keys: &Field<'_>) -> Option<TlsSettings> {

@@ -7,7 +7,7 @@ use super::clusters::Cluster;
 use super::report::Report;
 use super::values::{self, shown, vault_path};
 use crate::config::load::{Field, FileForm};
-use crate::config::settings::{KekName, KekSettings};
+use crate::config::settings::{KekName, KekSettings, ReplicaSettings};
 
 /// The list `keyNames`.
 pub(super) fn keks(
@@ -84,16 +84,27 @@ fn kek(report: &mut Report<'_>, item: &Field<'_>, clusters: &[Cluster<'_>]) -> O
     });
     let own_mount = mount(report, item);
     let namespace = item.get("namespace").map(|field| vault_path(report, &field));
-    let cluster = cluster_of(report, item, clusters)?;
+    let clusters = clusters_of(report, item, clusters)?;
+    let own_mount = match own_mount {
+        Some(own) => Some(own?),
+        None => None,
+    };
+    let namespace = match namespace {
+        Some(own) => Some(own?),
+        None => None,
+    };
+    let mut places = clusters.iter().map(|cluster| ReplicaSettings {
+        mount: own_mount.clone().unwrap_or_else(|| cluster.transit.clone()),
+        namespace: namespace.clone().or_else(|| cluster.namespace.clone()),
+    });
+    let ReplicaSettings { mount, namespace } = places.next()?;
     Some(KekSettings {
         name: name.ok()?,
         transit_key: transit_key?,
-        mount: own_mount.unwrap_or_else(|| Some(cluster.transit.clone()))?,
-        namespace: match namespace {
-            Some(own) => Some(own?),
-            None => cluster.namespace.clone(),
-        },
-        clusters: vec![cluster.name.clone()],
+        mount,
+        namespace,
+        replicas: places.collect(),
+        clusters: clusters.iter().map(|cluster| cluster.name.clone()).collect(),
         epoch: item.get("epoch").map(|field| field.text().to_owned()),
         active_version: match active_version {
             Some(pinned) => Some(pinned?),
@@ -130,38 +141,49 @@ fn transit_key(report: &mut Report<'_>, field: &Field<'_>) -> Option<String> {
     sound.then(|| text.to_owned())
 }
 
-/// The cluster that a KEK lives in.
-fn cluster_of<'c, 'a>(
+/// The clusters that hold a KEK, in their order; not empty.
+fn clusters_of<'c, 'a>(
     report: &mut Report<'_>,
     item: &Field<'_>,
     clusters: &'c [Cluster<'a>],
-) -> Option<&'c Cluster<'a>> {
-    let named = match (item.get("cluster"), item.get("clusters")) {
+) -> Option<Vec<&'c Cluster<'a>>> {
+    let list = match (item.get("cluster"), item.get("clusters")) {
         (Some(_), Some(list)) => {
             report.error(&list, "it means the same as `cluster`, which is there too", "keep one");
             return None;
         }
-        (Some(field), None) => Some(field),
-        (None, Some(list)) => {
-            let mut items = list.items().into_iter();
-            let first = items.next();
-            if first.is_none() {
-                report.error(&list, "the list is empty", "write the cluster's name");
-                return None;
-            }
-            if items.next().is_some() {
-                report.error(
-                    &list,
-                    "a key in several clusters is not supported yet",
-                    "write one cluster; a copy in another one can be a key of its own, with \
-                     another `name` and the same `transitKey`",
-                );
-                return None;
-            }
-            first
-        }
-        (None, None) => None,
+        (named, None) => return Some(vec![cluster_of(report, item, named, clusters)?]),
+        (None, Some(list)) => list,
     };
+    let items = list.items();
+    if items.is_empty() {
+        report.error(&list, "the list is empty", "write the cluster's name");
+        return None;
+    }
+    let mut found: Vec<&Cluster<'_>> = Vec::with_capacity(items.len());
+    let mut sound = true;
+    for named in items {
+        let Some(cluster) = cluster_of(report, item, Some(named.clone()), clusters) else {
+            sound = false;
+            continue;
+        };
+        if found.iter().any(|known| known.name == cluster.name) {
+            let what = format!("the cluster `{}` stands here twice", cluster.name);
+            report.error(&named, what, "name each cluster once, in the order of failover");
+            sound = false;
+        }
+        found.push(cluster);
+    }
+    sound.then_some(found)
+}
+
+/// The cluster that is `named`, or the only one.
+fn cluster_of<'c, 'a>(
+    report: &mut Report<'_>,
+    item: &Field<'_>,
+    named: Option<Field<'_>>,
+    clusters: &'c [Cluster<'a>],
+) -> Option<&'c Cluster<'a>> {
     let names = || clusters.iter().map(|c| c.name.as_str()).collect::<Vec<_>>().join(", ");
     let Some(field) = named else {
         if clusters.len() > 1 {

@@ -90,6 +90,22 @@ socket: { path: unix:///run/kms.sock, mode: 0660, group: kube-apiserver, allowed
 }
 
 #[test]
+fn a_key_in_several_clusters_has_a_place_in_each_of_them() {
+    let two = "clusters:\n  bao: { addr: https://b, namespace: ops, auth: { tokenFile: /t } }\n  \
+               old: { addr: https://o, transitPath: kms, auth: { tokenFile: /t } }\n";
+    let keys = "keyNames:\n- { name: a, clusters: [old, bao] }\n\
+                - { name: b, clusters: [bao, old], mount: m, namespace: n }\n";
+    let settings = Case::yaml(&format!("{keys}{two}")).accepted().settings;
+    let [a, b] = &settings.keyring.keks[..] else { panic!() };
+    let place = |kek: &crate::config::settings::KekSettings, n| {
+        let there = kek.in_cluster(n);
+        format!("{} {:?} {}", there.clusters[0], there.namespace, there.mount)
+    };
+    assert_eq!([place(a, 0), place(a, 1)], ["old None kms", "bao Some(\"ops\") transit"]);
+    assert_eq!([place(b, 0), place(b, 1)], ["bao Some(\"n\") m", "old Some(\"n\") m"]);
+}
+
+#[test]
 fn every_spelling_of_a_socket_that_kube_apiserver_knows_is_read() {
     for (written, expected) in [
         ("/run/kms.sock", SocketAddress::Path("/run/kms.sock".into())),
@@ -190,6 +206,19 @@ fn plain_http_is_for_this_machine_or_on_request() {
     }
     let case = Case::yaml("keyNames: [k]\naddr: http://v\ntokenFile: /t\nallowPlaintext: true\n");
     assert!(case.accepted().settings.clusters[0].allow_plaintext);
+}
+
+#[test]
+fn names_of_services_and_servers_that_know_them_are_taken() {
+    let case = Case::yaml(
+        "keyNames: [k]\naddr: [srv+https://_vault._tcp.example/, https://v:8200]\ntokenFile: /t\n\
+         tlsServerName: vault.example\ndns: { servers: [10.0.0.53, '127.0.0.1:5353', '[::1]:54'] }\n",
+    );
+    let loaded = case.accepted();
+    let cluster = &loaded.settings.clusters[0];
+    assert_eq!(cluster.addresses, ["srv+https://_vault._tcp.example", "https://v:8200"]);
+    let servers: Vec<_> = cluster.dns_servers.iter().map(ToString::to_string).collect();
+    assert_eq!(servers, ["10.0.0.53:53", "127.0.0.1:5353", "[::1]:54"]);
 }
 
 #[test]

@@ -176,6 +176,7 @@ fn values_that_make_no_sense_say_what_would() {
         ("allowPlaintext: yes", &["allowPlaintext: `yes`", "write `true` or `false`"]),
         ("log: { level: loud=what }", &["log.level: `loud=what` is no log level"]),
         ("log: { format: xml }", &["write `text` or `json`"]),
+        ("dns: { servers: [ns.example] }", &["dns.servers[0]: `ns.example` is no address", "5353"]),
         ("admin: { listen: 8080 }", &["`8080` is no address to listen on", "127.0.0.1:9480"]),
         ("traces: { endpoint: otel }", &["traces.endpoint: `otel` does not say how"]),
         ("traces: { protocol: udp }", &["traces.protocol: `udp` is none"]),
@@ -201,6 +202,10 @@ fn an_address_is_a_scheme_a_host_and_a_port() {
     says("tcp://v:8200", "neither https:// nor http://");
     says("'https://a:8200, https://b:8200'", "write a list: [https://a:8200");
     says("'https://'", "is no address");
+    for addr in ["srv+http://v", "srv+https://v:8200", "srv+https://10.0.0.1", "srv+https://a@b"] {
+        says(&format!("'{addr}'"), "it names no service in DNS");
+    }
+    says("srv+https://_vault._tcp.example", "DNS alone would say whose certificate is believed");
     says("'https://v:0'", "is no address");
     says("'https://v:99999'", "is no address");
     says("'https://v:'", "is no address");
@@ -308,8 +313,12 @@ fn keys_and_clusters_must_fit_together() {
             &["keyNames[0].cluster: there is no cluster `boa`", "did you mean `bao`?"],
         ),
         (
-            &format!("keyNames: [{{ name: k, clusters: [bao, old] }}]\n{two}"),
-            &["a key in several clusters is not supported yet"],
+            &format!("keyNames: [{{ name: k, clusters: [bao, old, bao] }}]\n{two}"),
+            &["keyNames[0].clusters[2]: the cluster `bao` stands here twice", "order of failover"],
+        ),
+        (
+            &format!("keyNames: [{{ name: k, clusters: [bao, odl] }}]\n{two}"),
+            &["keyNames[0].clusters[1]: there is no cluster `odl`", "did you mean `old`?"],
         ),
         (
             &format!("keyNames: [{{ name: k, cluster: bao, clusters: [bao] }}]\n{two}"),

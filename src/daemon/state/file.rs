@@ -149,7 +149,6 @@ impl State {
         None
     }
 
-    #[allow(dead_code)] // see StateKeeper::put
     /// A section of another part of the daemon.
     pub(in crate::daemon) fn section(&self, name: &str) -> Option<&Value> {
         self.sections.get(name)

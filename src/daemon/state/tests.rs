@@ -17,6 +17,7 @@ fn kek(name: &str) -> KekSettings {
         mount: "transit".into(),
         namespace: Some("ops".into()),
         clusters: vec![ClusterName::try_new("default").unwrap()],
+        replicas: Vec::new(),
         epoch: None,
         active_version: None,
     }

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::{Active, Core, View};
 use crate::clock::{Deadline, node_time};
 use crate::keyring::condition::{Change, means_loss};
-use crate::keyring::rotation::{Inactive, may_encrypt};
+use crate::keyring::rotation::Inactive;
 use crate::keyring::{EncryptFor, KeyId, KeyringError, key_id};
 use crate::secret::Plaintext;
 use crate::telemetry::metrics::{self, Metric};
@@ -33,6 +33,13 @@ enum Pick {
     Unpinned,
 }
 
+/// An answer, the version that was asked for, and its name.
+struct Used {
+    wrapped: Wrapped,
+    asked: Option<u32>,
+    key_id: KeyId,
+}
+
 /// What is encrypted to prove a version; as long as kube-apiserver's own probe is.
 const CANARY: &[u8] = b"vault-kms-proxy proves this key.";
 
@@ -54,18 +61,19 @@ impl Core {
         if matches!(self.current().active, Err(Inactive::Unread)) {
             self.first_read(deadline).await;
         }
-        let (wrapped, used) = match self.wrap(plaintext, self.pick(caller)?, deadline).await {
-            Err(error) if is_outdated_pin(&error) => {
-                // The key was configured anew or Vault restored since the last read.
-                self.read_anew(deadline).await;
-                self.wrap(plaintext, self.pick(caller)?, deadline).await
+        let Used { wrapped, asked, key_id } =
+            match self.wrap(plaintext, self.pick(caller)?, deadline).await {
+                Err(error) if is_outdated_pin(&error) => {
+                    // The key was configured anew or Vault restored since the last read.
+                    self.read_anew(deadline).await;
+                    self.wrap(plaintext, self.pick(caller)?, deadline).await
+                }
+                result => result,
             }
-            result => result,
-        }
-        .map_err(|source| self.failed(source))?;
+            .map_err(|source| self.failed(source))?;
         let version = wrapped.ciphertext.version();
-        if version != used.version {
-            let (kek, asked) = (self.settings.name.clone(), used.version);
+        if let Some(asked) = asked.filter(|asked| *asked != version) {
+            let kek = self.settings.name.clone();
             let why = format!("{} answered v{version} instead of v{asked}", wrapped.address);
             return Err(KeyringError::ProofFailed { kek, why });
         }
@@ -73,7 +81,7 @@ impl Core {
             self.prove_answer(plaintext, &wrapped, deadline).await?;
             verify.note(version, &wrapped.address);
         }
-        Ok((wrapped, used.key_id))
+        Ok((wrapped, key_id))
     }
 
     /// Unwraps. Needs nothing that is known here: any version that Vault still has.
@@ -114,20 +122,17 @@ impl Core {
         plaintext: &Plaintext,
         pick: Pick,
         deadline: Deadline,
-    ) -> Result<(Wrapped, Active), TransitError> {
+    ) -> Result<Used, TransitError> {
         match pick {
-            Pick::Version(active) => {
-                let result = self.transit.encrypt(plaintext, Some(active.version), deadline).await;
-                if let Err(error) = &result {
-                    self.note_refusal(active.version, error);
-                }
-                Ok((result?, active))
+            Pick::Version(Active { version, key_id }) => {
+                let wrapped = self.transit.encrypt(plaintext, Some(version), deadline).await;
+                let wrapped = wrapped.inspect_err(|e| self.note_refusal(version.number, e))?;
+                Ok(Used { wrapped, asked: Some(version.number), key_id })
             }
             Pick::Unpinned => {
                 let wrapped = self.transit.encrypt(plaintext, None, deadline).await?;
-                let version = wrapped.ciphertext.version();
-                let key_id = key_id::unread(&self.settings, version);
-                Ok((wrapped, Active { version, key_id }))
+                let key_id = key_id::unread(&self.settings, wrapped.ciphertext.version());
+                Ok(Used { wrapped, asked: None, key_id })
             }
         }
     }
@@ -140,12 +145,12 @@ impl Core {
     ) -> Result<(), KeyringError> {
         let version = wrapped.ciphertext.version();
         let kek = self.settings.name.clone();
-        match self.transit.decrypt(&wrapped.ciphertext, deadline).await {
-            Ok(again) if again == *plaintext => {
+        match self.transit.verify(plaintext, wrapped, deadline).await {
+            Ok(true) => {
                 self.note_proof(version);
                 Ok(())
             }
-            Ok(_) => {
+            Ok(false) => {
                 let why = format!("{} made it, but it decrypts to something else", wrapped.address);
                 self.note_loss(version, &why);
                 Err(KeyringError::ProofFailed { kek, why })
@@ -181,8 +186,9 @@ impl Core {
     /// The version that `reported` names, if it is one of this key and may encrypt.
     fn reported(&self, view: &View, reported: &KeyId) -> Option<Active> {
         let version = key_id::version_in(&self.settings, reported)?;
-        let metadata = view.metadata.as_ref().filter(|m| may_encrypt(m, version))?;
-        let key_id = key_id::of(&self.settings, version, *metadata.versions.get(&version)?);
+        let metadata = view.metadata.as_ref().filter(|m| m.may_encrypt(version))?;
+        let version = metadata.version(version)?;
+        let key_id = key_id::of(&self.settings, version.number, version.created);
         (key_id == *reported).then_some(Active { version, key_id })
     }
 
@@ -222,7 +228,7 @@ impl Core {
     }
 
     fn is_active(&self, version: u32) -> bool {
-        self.current().active.as_ref().map_or(true, |active| active.version == version)
+        self.current().active.as_ref().map_or(true, |active| active.version.number == version)
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use opentelemetry::KeyValue;
 use tokio::time::Instant;
 
-use super::Core;
+use super::{Core, VOUCHED_AFTER};
 use crate::clock::Deadline;
 use crate::keyring::condition::PROOF_PERIOD;
 use crate::keyring::rotation::{Again, Inactive, Observation};
@@ -84,6 +84,7 @@ impl Core {
             };
             tokio::select! {
                 () = tokio::time::sleep_until(step) => {}
+                () = self.transit.news() => drop(self.reconsider()),
                 () = self.read_now.notified() => return tokio::time::sleep_until(soonest).await,
             }
         }
@@ -93,7 +94,7 @@ impl Core {
     async fn read_once(&self) -> bool {
         self.reads.send_modify(|reads| reads.started += 1);
         let deadline = Deadline::after(READ_WITHIN);
-        let (error, refused) = match self.transit.read(deadline).await {
+        let (error, refused) = match self.read_attentively(deadline).await {
             Ok(metadata) => (self.take_in(metadata).err(), false),
             Err(error) => {
                 self.take_in_refusal(&error, deadline).await;
@@ -120,6 +121,17 @@ impl Core {
             reads.refused = refused;
         });
         good
+    }
+
+    /// Reads, and meanwhile takes into account what replicas turn out to vouch for.
+    async fn read_attentively(&self, deadline: Deadline) -> Result<KeyMetadata, TransitError> {
+        let mut reading = self.transit.read(deadline);
+        loop {
+            tokio::select! {
+                read = &mut reading => return read,
+                () = self.transit.news() => drop(self.reconsider()),
+            }
+        }
     }
 
     fn take_in(&self, metadata: KeyMetadata) -> Result<(), String> {
@@ -192,12 +204,29 @@ impl Core {
         let _ = tokio::time::timeout_at(deadline.instant(), done).await;
     }
 
-    /// Waits for the very first read to end, well or badly. An Encrypt that comes a moment
-    /// after the start is answered a moment later instead of being refused.
+    /// Waits for the very first read to end, well or badly, and for what a replica may turn
+    /// out to vouch for. An Encrypt that comes a moment after the start is answered a moment
+    /// later instead of being refused.
     pub(super) async fn first_read(&self, deadline: Deadline) {
-        let mut reads = self.reads.subscribe();
-        let ended = reads.wait_for(|reads| reads.finished > 0);
-        let _ = tokio::time::timeout_at(deadline.instant(), ended).await;
+        let (mut reads, mut views) = (self.reads.subscribe(), self.view.subscribe());
+        let settled = async {
+            loop {
+                views.mark_unchanged();
+                let view = self.current();
+                let is_unread = matches!(view.active, Err(Inactive::Unread));
+                let may_change = reads.borrow_and_update().finished == 0 || view.again != Again::No;
+                if !is_unread || !may_change {
+                    return;
+                }
+                tokio::select! {
+                    changed = reads.changed() => if changed.is_err() { return },
+                    changed = views.changed() => if changed.is_err() { return },
+                    () = tokio::time::sleep_until(self.begun + VOUCHED_AFTER),
+                        if self.begun.elapsed() < VOUCHED_AFTER => {}
+                }
+            }
+        };
+        let _ = tokio::time::timeout_at(deadline.instant(), settled).await;
     }
 
     /// Waits until this KEK's own task has read the metadata, or was refused it for good;

@@ -206,3 +206,18 @@ async fn a_pin_that_is_new_at_a_restart_is_not_answered_from_memory() {
     bench.restart(1, pin(1));
     assert!(bench.keyring.status().unwrap().key_id.as_str().starts_with("kube:v1:"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_the_first_read_waits_for_is_told_at_once() {
+    let mut bench = Bench::start(&["kube"], |_| ());
+    bench.script(0, |s| (s.latency, s.trouble) = (Duration::from_secs(60), Some("login refused")));
+    let error = bench.keyring.status().unwrap_err().to_string();
+    assert!(error.contains("has not been read yet: login refused"), "{error}");
+    // An earlier process knew the key.
+    bench.script(0, |s| s.latency = Duration::ZERO);
+    bench.wait(6).await;
+    bench.script(0, |s| s.latency = Duration::from_secs(60));
+    bench.restart(3_600, |_| ());
+    let report = bench.keyring.status().unwrap();
+    assert!(report.healthz.contains("login refused"), "{}", report.healthz);
+}

@@ -1,5 +1,5 @@
 use super::*;
-use crate::cluster::testing::{POLICY_403, ROOT, Reply, Scripted, Seen, ok, rooted, soon};
+use crate::cluster::testing::{self, POLICY_403, ROOT, Reply, Scripted, Seen, ok, rooted, soon};
 use crate::config::settings::KekName;
 use crate::transit::Refusal;
 
@@ -10,6 +10,7 @@ fn kek(namespace: Option<&str>) -> KekSettings {
         mount: "team a/transit".to_owned(),
         namespace: namespace.map(str::to_owned),
         clusters: vec![ClusterName::try_new("bao").unwrap()],
+        replicas: Vec::new(),
         epoch: None,
         active_version: None,
     }
@@ -18,6 +19,11 @@ fn kek(namespace: Option<&str>) -> KekSettings {
 fn key(script: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> (HttpTransitKey, Arc<Scripted>) {
     let (cluster, scripted) = rooted(script);
     (HttpTransitKey::new(cluster, &kek(None)), scripted)
+}
+
+#[allow(clippy::unnecessary_wraps)] // as it is asked for
+fn version(number: u32) -> Option<KeyVersion> {
+    Some(KeyVersion { number, created: UnixSeconds(1_715_803_200) })
 }
 
 fn seed() -> Plaintext {
@@ -38,6 +44,21 @@ fn metadata(key_type: &str) -> Reply {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_refused_login_is_known_before_anything_that_waits_for_it_has_failed() {
+    let (cluster, _) = testing::cluster(testing::app_role(), |_| {
+        Reply::Http(400, r#"{"errors":["invalid role or secret ID"]}"#.to_owned())
+    });
+    let key = HttpTransitKey::new(cluster, &kek(None));
+    assert_eq!(key.trouble(), None);
+    tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    let trouble = key.trouble().unwrap();
+    assert!(trouble.contains("cluster bao: no token: AppRole login refused"), "{trouble}");
+    let (cluster, _) = rooted(|_| ok(r#"{"data":{}}"#));
+    cluster.ready(soon()).await.unwrap();
+    assert_eq!(HttpTransitKey::new(cluster, &kek(None)).trouble(), None);
+}
+
+#[tokio::test(start_paused = true)]
 async fn each_verb_goes_to_its_path_with_token_and_namespace() {
     let (key, scripted) = key(|seen| match seen.verb {
         Verb::Encrypt => encrypted(60),
@@ -45,7 +66,7 @@ async fn each_verb_goes_to_its_path_with_token_and_namespace() {
         Verb::ReadKey => metadata("aes256-gcm96"),
         _ => ok(r#"{"data":{"team a/transit/encrypt/kube":["update"]}}"#),
     });
-    let wrapped = key.encrypt(&seed(), Some(3), soon()).await.unwrap();
+    let wrapped = key.encrypt(&seed(), version(3), soon()).await.unwrap();
     assert_eq!(wrapped.ciphertext.version(), 3);
     assert_eq!(wrapped.address, "https://b0:8200");
     let plaintext = key.decrypt(&wrapped.ciphertext, soon()).await.unwrap();
@@ -97,7 +118,7 @@ async fn a_wrong_answer_is_unacceptable_and_names_who_gave_it() {
         Verb::Encrypt => encrypted(60),
         _ => ok(r#"{"data":{"plaintext":""}}"#),
     });
-    let error = key.encrypt(&seed(), Some(4), soon()).await.unwrap_err();
+    let error = key.encrypt(&seed(), version(4), soon()).await.unwrap_err();
     assert_eq!(
         error.to_string(),
         "key `team a/transit/kube`: https://b0:8200 answered a ciphertext of key version 3 \
@@ -122,7 +143,7 @@ async fn a_refusal_is_final_and_an_outage_is_not() {
     let ciphertext = VaultCiphertext::parse("vault:v3:AAEC").unwrap();
     let decrypt = key.decrypt(&ciphertext, soon()).await.unwrap_err();
     assert_eq!(decrypt.refusal(), Some(&Refusal::WrongKey));
-    let encrypt = key.encrypt(&seed(), Some(3), soon()).await.unwrap_err();
+    let encrypt = key.encrypt(&seed(), version(3), soon()).await.unwrap_err();
     assert_eq!(encrypt.refusal(), Some(&Refusal::PolicyDenied));
     let read = key.read(soon()).await.unwrap_err();
     assert_eq!(read.refusal(), Some(&Refusal::KeyNotFound));
@@ -167,7 +188,7 @@ async fn no_error_shows_what_was_sent() {
             let echo = format!("bad: {} with token {:?}", seen.body, seen.token);
             Reply::Http(status, serde_json::json!({ "errors": [echo] }).to_string())
         });
-        let error = key.encrypt(&seed(), Some(3), soon()).await.unwrap_err();
+        let error = key.encrypt(&seed(), version(3), soon()).await.unwrap_err();
         for shown in [error.to_string(), format!("{error:?}"), format!("{key:?}")] {
             for secret in [sent, "c2VjcmV0", "secret seed", ROOT] {
                 assert!(!shown.contains(secret), "HTTP {status}: {shown}");

@@ -81,6 +81,8 @@ fn every_row_of_the_answer_table_holds() {
         ("key not known yet, decrypt", Decrypt, 400, NOT_FOUND, Stale),
         ("policy on encrypt, or key not known yet", Encrypt, 403, ACL, Stale),
         ("version not known yet", Encrypt, 400, ABOVE, Stale),
+        ("an index it cannot read", Decrypt, 400, "failed to decode \"X-Vault-Index\"", Other),
+        ("two indices", Encrypt, 400, "expected at most one value for \"X-Vault-Index\"", Other),
         ("version below the minimum", Encrypt, 400, BELOW, Final),
         ("bare permission denied", Decrypt, 403, "permission denied", Token),
         ("bare, encrypt", Encrypt, 403, "permission denied", Token),

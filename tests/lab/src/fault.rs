@@ -1,6 +1,6 @@
 //! A TCP proxy on loopback that breaks what passes through it, on command.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -18,7 +18,7 @@ mod connection;
 /// connections too. Closed when dropped.
 #[derive(Debug)]
 pub struct FaultProxy {
-    port: u16,
+    address: SocketAddr,
     plan: watch::Sender<Plan>,
     counters: Arc<Counters>,
     _task: JoinSet<()>,
@@ -78,19 +78,24 @@ struct Counters {
 impl FaultProxy {
     /// Starts one in front of `target` (`127.0.0.1:8200`, with or without a scheme).
     pub async fn start(target: &str) -> Result<Self> {
+        Self::start_at((Ipv4Addr::LOCALHOST, crate::free_port()?).into(), target).await
+    }
+
+    /// Starts one that listens at `address`: any of 127.0.0.0/8 can be bound, so that a
+    /// name can have several addresses of one port.
+    pub async fn start_at(address: SocketAddr, target: &str) -> Result<Self> {
         let target = target.split("://").last().unwrap_or(target).trim_end_matches('/').to_owned();
-        let listener = bind(crate::free_port()?).await?;
-        let port = listener.local_addr()?.port();
+        let listener = bind(address).await?;
         let (plan, seen) = watch::channel(Plan::default());
         let counters = Arc::new(Counters::default());
         let mut task = JoinSet::new();
-        task.spawn(accept_loop(listener, port, target, seen, Arc::clone(&counters)));
-        Ok(Self { port, plan, counters, _task: task })
+        task.spawn(accept_loop(listener, address, target, seen, Arc::clone(&counters)));
+        Ok(Self { address, plan, counters, _task: task })
     }
 
     /// The address to give to the daemon, with this scheme.
     pub fn url(&self, scheme: &str) -> String {
-        format!("{scheme}://127.0.0.1:{}", self.port)
+        format!("{scheme}://{}", self.address)
     }
 
     /// `https://127.0.0.1:<port>`.
@@ -171,14 +176,14 @@ impl FaultProxy {
     }
 }
 
-async fn bind(port: u16) -> Result<TcpListener> {
+async fn bind(address: SocketAddr) -> Result<TcpListener> {
     // tokio sets SO_REUSEADDR, so the same port can be bound again at once.
-    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.context(format!("port {port}"))
+    TcpListener::bind(address).await.context(address)
 }
 
 async fn accept_loop(
     listener: TcpListener,
-    port: u16,
+    address: SocketAddr,
     target: String,
     mut plan: watch::Receiver<Plan>,
     counters: Arc<Counters>,
@@ -191,10 +196,10 @@ async fn accept_loop(
         if gate == Gate::Refuse {
             listener = None;
         } else if listener.is_none() {
-            listener = bind(port).await.ok();
+            listener = bind(address).await.ok();
         }
         if let (Gate::Unreachable, Some(listener)) = (gate, &listener) {
-            fillers = fill_backlog(listener, port).await;
+            fillers = fill_backlog(listener, address).await;
         } else if !fillers.is_empty() {
             fillers.clear();
             if let Some(listener) = &listener {
@@ -234,11 +239,11 @@ async fn accept(
 }
 
 /// With its queue of unaccepted connections full, Linux drops further SYNs.
-async fn fill_backlog(listener: &TcpListener, port: u16) -> Vec<TcpStream> {
+async fn fill_backlog(listener: &TcpListener, address: SocketAddr) -> Vec<TcpStream> {
     let _ = rustix::net::listen(listener, 0);
     let mut fillers = Vec::new();
     loop {
-        let connect = TcpStream::connect((Ipv4Addr::LOCALHOST, port));
+        let connect = TcpStream::connect(address);
         match tokio::time::timeout(Duration::from_millis(100), connect).await {
             Ok(Ok(stream)) if fillers.len() < 64 => fillers.push(stream),
             _ => return fillers,

@@ -102,20 +102,6 @@ async fn a_prober_that_reports_nothing_does_not_keep_it_open() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pool_without_another_address_waits_for_no_probe() {
-    let (state, mut service, mut server) = breaker();
-    open(&mut service, &mut server).await;
-    state.trial_within(Duration::from_secs(1));
-    state.probe_bad("is sealed".into());
-    assert_pending!(service.poll_ready());
-    tokio::time::advance(ms(1_001)).await;
-    state.probe_bad("is sealed".into());
-    assert!(service.is_woken());
-    assert_ready_ok!(service.poll_ready());
-    assert_eq!(state.phase(), BreakerPhase::HalfOpen);
-}
-
-#[tokio::test(start_paused = true)]
 async fn probes_do_not_decide_a_trial_under_way() {
     let (state, mut service, mut server) = breaker();
     let mut other = Spawn::new(service.get_ref().clone());
@@ -134,7 +120,7 @@ async fn probes_do_not_decide_a_trial_under_way() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_closed_breaker_counts_bad_probes_and_good_ones_forgive_nothing() {
+async fn a_closed_breaker_counts_bad_probes() {
     let (state, mut service, mut server) = breaker();
     for _ in 0..4 {
         state.probe_bad("no answer".into());
@@ -142,7 +128,6 @@ async fn a_closed_breaker_counts_bad_probes_and_good_ones_forgive_nothing() {
     go(&mut service, &mut server, Ok(answer(200))).await; // an answer to a call does
     for _ in 0..4 {
         state.probe_bad("no answer".into());
-        state.probe_good();
     }
     assert_eq!(state.phase(), BreakerPhase::Closed);
     state.probe_bad("no answer".into());
@@ -213,4 +198,27 @@ async fn times_differ_between_processes_but_stay_within_a_tenth() {
         spans.insert(span.as_millis());
     }
     assert!(spans.len() > 10, "{spans:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn bad_probes_with_good_ones_between_are_no_row() {
+    let (state, mut service, mut server) = breaker();
+    for _ in 0..100 {
+        state.probe_bad("no answer".into());
+        assert!(state.last_fault().is_some());
+        state.probe_good();
+        assert_eq!((state.phase(), state.last_fault()), (BreakerPhase::Closed, None));
+        tokio::time::advance(Duration::from_secs(60)).await;
+    }
+    for _ in 0..4 {
+        go(&mut service, &mut server, Err(refused())).await;
+        state.probe_good();
+        tokio::time::advance(Duration::from_secs(60)).await;
+    }
+    state.probe_bad("no answer".into());
+    assert_eq!(
+        state.phase(),
+        BreakerPhase::Open,
+        "attempts that fail are one, whatever probes say"
+    );
 }

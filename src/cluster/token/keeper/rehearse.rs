@@ -25,7 +25,7 @@ use crate::telemetry::metrics::{self, Metric};
 const EVERY: Duration = Duration::from_secs(86_400);
 
 /// Within what a changed file is tried; a fleet gets its new files at the same time.
-const AFTER_CHANGE: Duration = Duration::from_secs(30);
+const AFTER_CHANGE: Duration = Duration::from_secs(10);
 
 /// The least between two that went well: some files (JWT-SVIDs) change every few minutes.
 const GAP: Duration = Duration::from_secs(600);
@@ -43,7 +43,7 @@ const AFTER_SILENCE: Duration = Duration::from_secs(600);
 #[derive(Debug, Default)]
 pub(super) struct Rehearsals {
     due: Option<Instant>,
-    /// When a login went well last, rehearsed or not.
+    /// When one went well last.
     good: Option<Instant>,
     /// Why there are none, as it was told.
     told: Option<&'static str>,
@@ -91,10 +91,7 @@ impl Keeper {
         }
         let now = Instant::now();
         self.rehearsals.due = Some(match origin {
-            Origin::Login | Origin::Given => {
-                self.rehearsals.good = Some(now);
-                now + self.jitter.around(EVERY)
-            }
+            Origin::Login | Origin::Given => now + self.jitter.around(EVERY),
             Origin::Recalled => now + self.jitter.half(AFTER_RECALL),
         });
     }

@@ -41,8 +41,9 @@ pub struct Outcome {
     /// The p99 before the fault.
     normal: Duration,
     recovery: Duration,
+    fault: Instant,
     back: Instant,
-    was_disturbed: bool,
+    has_met: bool,
     addresses: Vec<String>,
 }
 
@@ -64,7 +65,7 @@ impl Outcome {
         seen: Seen,
         times: Times,
         per_call: f64,
-        was_disturbed: bool,
+        has_met: bool,
         addresses: Vec<String>,
     ) -> Self {
         let before = seen.calls.iter().filter(|call| call.end() < times.fault);
@@ -89,16 +90,17 @@ impl Outcome {
             worst: timeline::quantile(since.iter().copied(), 1000),
             normal,
             recovery,
+            fault: times.fault,
             back: times.back,
-            was_disturbed,
+            has_met,
             addresses,
             failures: seen.failures,
         }
     }
 
-    /// Whether an attempt was disturbed at all: else the row has proven nothing.
-    pub fn was_disturbed(&self) -> bool {
-        self.was_disturbed
+    /// Whether an attempt has met the fault at all: else the row has proven nothing.
+    pub fn has_met(&self) -> bool {
+        self.has_met
     }
 
     /// What was seen that the row does not allow.
@@ -153,6 +155,7 @@ impl Outcome {
         // Mere silence is told as such.
         matches!(failure.code, Some(Code::Unavailable | Code::DeadlineExceeded))
             && failure.took >= WAITED
+            && failure.began + failure.took >= self.fault
             && failure.began + failure.took <= self.back + ENOUGH
             && self.addresses.iter().all(names)
     }

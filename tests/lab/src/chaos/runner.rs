@@ -21,6 +21,7 @@ const ONE_TRY: Duration = Duration::from_millis(500);
 /// When the lab could not do what the row says. What the daemon did stands in the outcome.
 pub async fn run(row: &Row, ground: &Arc<Ground>, spans: Spans) -> Result<Outcome> {
     let stage = Box::pin(Stage::set(row, ground, spans)).await.context(row.name)?;
+    (row.ready)(&stage).await.context(row.name)?;
     let callers = Callers::start(&stage.daemon()?.kms().timeout(DEADLINE), CALLERS, &[]);
     let before = stage.wire().await?;
     sleep(spans.before).await;
@@ -34,11 +35,12 @@ pub async fn run(row: &Row, ground: &Arc<Ground>, spans: Spans) -> Result<Outcom
     let end = Instant::now();
     let seen = callers.finish().await;
     let (fault, undo, back) = played.context(row.name)?;
+    (row.verify)(&stage).await.context(row.name)?;
     let wire = stage.wire().await?;
     let times = Times { fault, undo, back, end };
     let per_call = wire.per_call(&before);
-    let disturbed = wire.was_disturbed(&before);
-    Ok(Outcome::new(row, seen, times, per_call, disturbed, stage.addresses()))
+    let met = wire.has_met(row, &before);
+    Ok(Outcome::new(row, seen, times, per_call, met, stage.all_addresses()))
 }
 
 /// Does it and undoes it; when it was done, when it was undone, when a node answered again.

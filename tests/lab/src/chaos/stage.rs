@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Ground, KEY, Row, Spans, Victim, Way};
-use crate::{Admin, Callers, Cluster, Config, Context, Daemon, FaultProxy, Node, Result, fail};
+use crate::{Admin, Callers, Cluster, Config, Context, Daemon, DevNode, FaultProxy, Node, Result};
 
 /// How long the daemon may take to be ready, and to notice things that it must notice.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -16,6 +16,9 @@ const ATTEMPTS: &str = "vault_kms_proxy_attempt_duration_seconds_count";
 /// How often the daemon is started anew until it uses the node that the fault is for.
 const TRIES: usize = 5;
 
+/// A node that gets this share of the attempts is in use.
+const USED: f64 = 0.2;
+
 /// What a row acts on.
 #[derive(Debug)]
 pub struct Stage {
@@ -23,6 +26,8 @@ pub struct Stage {
     spans: Spans,
     proxies: Vec<FaultProxy>,
     pub(super) config: Config,
+    /// A cluster of its own, with a key of the same name.
+    pub(super) second: Option<DevNode>,
     daemon: Option<Daemon>,
     victim: Option<usize>,
 }
@@ -32,8 +37,10 @@ pub struct Stage {
 pub(super) struct Wire {
     requests: f64,
     calls: f64,
-    /// Attempts that brought no answer from the victim, or that joined a silent one.
-    disturbed: f64,
+    /// Attempts that brought no answer from the victim.
+    failed: f64,
+    /// Attempts that joined a silent one.
+    hedges: f64,
 }
 
 // === impl Stage ===
@@ -49,6 +56,7 @@ impl Stage {
             spans,
             proxies: Vec::new(),
             config,
+            second: None,
             daemon: None,
             victim: None,
         };
@@ -60,29 +68,32 @@ impl Stage {
         (row.prepare)(&mut stage).await?;
         for _ in 0..TRIES {
             if stage.start_daemon(row).await? {
-                return Ok(stage);
+                break;
             }
         }
-        fail!("the daemon never used the node that the fault is for, which would prove nothing")
+        Ok(stage)
     }
 
     /// Whether the daemon uses the node that the fault is for.
     async fn start_daemon(&mut self, row: &Row) -> Result<bool> {
         let wanted = self.wanted(row.victim).await?;
         let mut addresses = self.addresses();
-        if let Some(first) = wanted {
-            addresses.rotate_left(first);
+        addresses.rotate_left(wanted.unwrap_or_default());
+        let mut config = self.config.clone();
+        if self.second.is_none() {
+            config = config.addresses(&addresses);
         }
-        let daemon =
-            Daemon::start(&self.ground.binary, self.config.clone().addresses(&addresses)).await?;
+        let daemon = Daemon::start(&self.ground.binary, config).await?;
         daemon.wait_ready(PATIENCE).await?;
         self.daemon = Some(daemon);
         if row.victim == Victim::Nobody {
             return Ok(true);
         }
-        let in_use = self.in_use().await?;
-        self.victim = Some(in_use);
-        Ok(wanted.is_none_or(|wanted| wanted == in_use))
+        let shares = self.shares().await?;
+        let busiest = (0..shares.len()).max_by(|a, b| shares[*a].total_cmp(&shares[*b]));
+        let victim = wanted.or(busiest).context("there is no node")?;
+        self.victim = Some(victim);
+        Ok(shares[victim] >= USED)
     }
 
     async fn wanted(&self, victim: Victim) -> Result<Option<usize>> {
@@ -95,8 +106,8 @@ impl Stage {
         Ok(cluster.nodes().iter().position(|other| other.name() == node.name()))
     }
 
-    /// Which address the daemon asks under the row's load.
-    async fn in_use(&self) -> Result<usize> {
+    /// What share of its attempts the daemon sends to each address under the row's load.
+    async fn shares(&self) -> Result<Vec<f64>> {
         let callers = Callers::start(&self.daemon()?.kms(), super::CALLERS, &[]);
         callers.more(40, PATIENCE).await?;
         let before = self.attempts().await?;
@@ -104,8 +115,9 @@ impl Stage {
         let after = self.attempts().await?;
         callers.finish().await;
         let more = std::iter::zip(&after, &before).map(|(after, before)| after - before);
-        let busiest = more.enumerate().max_by(|(_, a), (_, b)| a.total_cmp(b));
-        Ok(busiest.context("no node")?.0)
+        let more: Vec<f64> = more.collect();
+        let all = more.iter().sum::<f64>().max(1.0);
+        Ok(more.iter().map(|attempts| attempts / all).collect())
     }
 
     async fn attempts(&self) -> Result<Vec<f64>> {
@@ -122,6 +134,17 @@ impl Stage {
             return self.cluster().addresses();
         }
         self.proxies.iter().map(FaultProxy::https).collect()
+    }
+
+    /// Those, and that of the second cluster.
+    pub(super) fn all_addresses(&self) -> Vec<String> {
+        let second = self.second.iter().map(|node| node.address().to_owned());
+        self.addresses().into_iter().chain(second).collect()
+    }
+
+    /// The second cluster.
+    pub fn second(&self) -> Result<&DevNode> {
+        self.second.as_ref().context("the row has no second cluster")
     }
 
     /// The API of each node alone, on the way that the daemon takes.
@@ -198,20 +221,21 @@ impl Stage {
         let daemon = self.daemon()?;
         let metrics = daemon.metrics().await?;
         let sum = |name: &str, labels: &str| crate::daemon::sum_metric(&metrics, name, labels);
-        let mut disturbed = sum("vault_kms_proxy_hedges_total", "");
+        let mut failed = 0.0;
         if let Some(victim) = self.victim {
             let address = &self.addresses()[victim];
-            disturbed += sum(ATTEMPTS, &label_of(address));
+            failed += sum(ATTEMPTS, &label_of(address));
             for reason in ["first", "retry", "hedge"] {
                 let labels =
                     format!("outcome=\"answer\",reason=\"{reason}\",server_address=\"{address}\"");
-                disturbed -= sum(ATTEMPTS, &labels);
+                failed -= sum(ATTEMPTS, &labels);
             }
         }
         Ok(Wire {
             requests: sum("vault_kms_proxy_call_attempts_sum", ""),
             calls: sum("vault_kms_proxy_call_attempts_count", ""),
-            disturbed,
+            failed,
+            hedges: sum("vault_kms_proxy_hedges_total", ""),
         })
     }
 }
@@ -230,8 +254,8 @@ impl Wire {
         (self.requests - before.requests) / (self.calls - before.calls).max(1.0)
     }
 
-    /// Whether any attempt has noticed something since `before`.
-    pub(super) fn was_disturbed(&self, before: &Self) -> bool {
-        self.disturbed > before.disturbed
+    /// Whether any attempt has met the fault since `before`: else the row proves nothing.
+    pub(super) fn has_met(&self, row: &Row, before: &Self) -> bool {
+        self.failed > before.failed || row.hangs && self.hedges > before.hedges
     }
 }

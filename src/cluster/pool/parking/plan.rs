@@ -1,0 +1,346 @@
+//! Who may leave the line, and when: decisions without a task, a clock or an address.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::clock::{Deadline, Jitter};
+use crate::cluster::error::{AttemptError, Fault};
+use crate::cluster::hedge::MAX_ATTEMPTS;
+use crate::cluster::operation::{AddressIndex, AddressSet, Answer};
+
+/// Scouts that may fly together.
+const SCOUTS: usize = 2;
+
+/// A scout that is silent for so long does not keep others on the ground: it may have gone
+/// to a node that is frozen.
+const SILENT: Duration = Duration::from_millis(250);
+
+/// How often an address is asked whether it is back.
+pub(super) const PACE: Duration = Duration::from_secs(1);
+
+/// The wait after the first fault at a sole address, which doubles up to [`PACE`]. With more
+/// addresses it is longer, so that one call's attempts last as long as it does.
+const FIRST_WAIT: Duration = Duration::from_millis(50);
+
+/// The most that addresses lengthen the first wait.
+const SLOWEST: u32 = 5;
+
+/// With less time left, no repeat is worth sending.
+pub(super) const LAST_TRY: Duration = Duration::from_millis(100);
+
+/// An attempt that had less than this and met its deadline says more about the caller.
+const FAIR: Duration = Duration::from_secs(1);
+
+/// Calls that leave when an address is usable again, before any has got an answer.
+const FIRST_OUT: usize = 2;
+
+/// Calls that leave for each answer: so the number in flight doubles with each round trip,
+/// as fast as the address really is.
+const FOR_AN_ANSWER: usize = 2;
+
+/// While answers are late, one more call leaves in this time.
+const TRICKLE: Duration = Duration::from_millis(50);
+
+/// What is known of one address, as the breaker and the probe tell it.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::cluster::pool) struct Seen {
+    pub(in crate::cluster::pool) index: AddressIndex,
+    /// It serves, as far as its breaker and its role say.
+    pub(in crate::cluster::pool) is_sound: bool,
+    /// It is left out, but something says that it is worth a look.
+    pub(in crate::cluster::pool) is_trial_due: bool,
+}
+
+/// What the attempts at one address heard last.
+#[derive(Clone, Debug)]
+pub(super) struct Heard {
+    /// In a row.
+    faults: u32,
+    said: Option<String>,
+    /// It asked not to be asked before.
+    rests_until: Option<Instant>,
+    /// The next scout goes then at the soonest.
+    scout_at: Instant,
+    was_due: bool,
+}
+
+/// A call in the line.
+struct Parked {
+    number: u32,
+    deadline: Deadline,
+    /// It is no scout before.
+    scout_from: Instant,
+    grant: oneshot::Sender<Grant>,
+}
+
+/// How a call leaves the line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Grant {
+    /// An address is usable: go there.
+    Go,
+    /// Go to this one and see; the flight has this number.
+    Scout(AddressIndex, u64),
+}
+
+/// The line and what is known of the addresses.
+#[derive(Default)]
+pub(super) struct Plan {
+    queue: VecDeque<Parked>,
+    heard: BTreeMap<AddressIndex, Heard>,
+    scouts: Vec<Scout>,
+    flights: u64,
+    /// The next scout, to whatever address, goes then at the soonest.
+    next_scout: Option<Instant>,
+    /// Calls that may leave now.
+    credit: usize,
+    /// When one more may leave; `None` while no address is usable.
+    trickle_at: Option<Instant>,
+}
+
+struct Scout {
+    flight: u64,
+    since: Instant,
+}
+
+// === impl Plan ===
+
+impl Plan {
+    /// Puts a call at the end of the line, whose next attempt is its `number`th.
+    pub(super) fn enqueue(
+        &mut self,
+        number: u32,
+        deadline: Deadline,
+        addresses: usize,
+    ) -> oneshot::Receiver<Grant> {
+        let (grant, granted) = oneshot::channel();
+        // Once round, a call spreads what it has left over the time that it has left.
+        let is_once_round = usize::try_from(number).unwrap_or(usize::MAX) > addresses + 1;
+        let left = (MAX_ATTEMPTS + 1).saturating_sub(number).max(1);
+        let wait = if is_once_round { deadline.remaining() / left } else { Duration::ZERO };
+        let scout_from = Instant::now() + wait;
+        self.queue.push_back(Parked { number, deadline, scout_from, grant });
+        granted
+    }
+
+    /// Whether the last word of `index` was a fault, or it asked for time.
+    pub(super) fn is_shaken(&self, index: AddressIndex) -> bool {
+        self.heard.get(&index).is_some_and(|heard| heard.faults > 0 || heard.is_resting())
+    }
+
+    pub(super) fn is_resting(&self, index: AddressIndex) -> bool {
+        self.heard.get(&index).is_some_and(Heard::is_resting)
+    }
+
+    /// Whether `index` asked for time beyond `deadline`.
+    pub(super) fn rests_beyond(&self, index: AddressIndex, deadline: Deadline) -> bool {
+        let rests_until = self.heard.get(&index).and_then(|heard| heard.rests_until);
+        rests_until.is_some_and(|until| until >= deadline.instant())
+    }
+
+    /// The last fault at `index`, if nothing good came since.
+    pub(super) fn said(&self, index: AddressIndex) -> Option<String> {
+        self.heard.get(&index).and_then(|heard| heard.said.clone())
+    }
+
+    /// Takes in how an attempt ended; whether the line should look again.
+    pub(super) fn hear(
+        &mut self,
+        index: AddressIndex,
+        result: &Result<Answer, AttemptError>,
+        took: Duration,
+        addresses: usize,
+        jitter: &Jitter,
+    ) -> bool {
+        let heard = self.heard.entry(index).or_default();
+        let fault = match result {
+            Ok(_) => None,
+            Err(error) => match &error.fault {
+                fault if fault.is_an_opinion() => None,
+                Fault::Unsendable(_) | Fault::Silent(_) | Fault::BreakerOpen { .. } => {
+                    return false;
+                }
+                Fault::Deadline if took < FAIR => return false,
+                fault => Some(fault),
+            },
+        };
+        let Some(fault) = fault else {
+            *heard = Heard::default();
+            self.credit = (self.credit + FOR_AN_ANSWER).min(self.queue.len());
+            return true;
+        };
+        heard.faults = heard.faults.saturating_add(1);
+        heard.said = Some(fault.to_string());
+        let now = Instant::now();
+        let mut wait = jitter.around(backoff(heard.faults, addresses));
+        match fault {
+            // neither changes from one moment to the next
+            fault if fault.is_lasting() => wait = jitter.around(PACE),
+            Fault::Elsewhere { verdict, .. } if verdict.eject => wait = jitter.around(PACE),
+            Fault::Elsewhere { verdict, .. } => {
+                heard.rests_until = verdict.again_after.map(|span| now + span);
+                wait = wait.max(verdict.again_after.unwrap_or_default());
+            }
+            _ => {}
+        }
+        heard.scout_at = now + wait;
+        true
+    }
+
+    /// Lets calls go that may; the ones that could not be told any more, and when to look
+    /// again.
+    pub(super) fn step(&mut self, seen: &[Seen], jitter: &Jitter) -> (Vec<Grant>, Option<Instant>) {
+        let now = Instant::now();
+        while self.queue.front().is_some_and(|parked| parked.grant.is_closed()) {
+            self.queue.pop_front();
+        }
+        if self.queue.is_empty() {
+            (self.credit, self.trickle_at) = (0, None);
+            return (Vec::new(), None);
+        }
+        if seen.iter().any(|address| address.is_sound && !self.is_shaken(address.index)) {
+            return (Vec::new(), self.release(now));
+        }
+        (self.credit, self.trickle_at) = (0, None);
+        self.send_scouts(seen, now, jitter)
+    }
+
+    fn release(&mut self, now: Instant) -> Option<Instant> {
+        let trickle_at = match self.trickle_at {
+            None => {
+                self.credit += FIRST_OUT;
+                now + TRICKLE
+            }
+            Some(at) if at <= now => {
+                self.credit += 1;
+                now + TRICKLE
+            }
+            Some(at) => at,
+        };
+        while self.credit > 0
+            && let Some(parked) = self.queue.pop_front()
+        {
+            if parked.grant.send(Grant::Go).is_ok() {
+                self.credit -= 1;
+            }
+        }
+        self.trickle_at = Some(trickle_at);
+        (!self.queue.is_empty()).then_some(trickle_at)
+    }
+
+    fn send_scouts(
+        &mut self,
+        seen: &[Seen],
+        now: Instant,
+        jitter: &Jitter,
+    ) -> (Vec<Grant>, Option<Instant>) {
+        let mut lost = Vec::new();
+        loop {
+            let index = match self.due(seen, AddressSet::default(), now) {
+                Ok(index) => index,
+                Err(again) => return (lost, again),
+            };
+            let place = match self.next_scout(now) {
+                Ok(place) => place,
+                Err(again) => return (lost, again),
+            };
+            let Some(parked) = self.queue.remove(place) else { return (lost, None) };
+            let grant = self.launch(index, seen.len(), now, jitter);
+            lost.extend(parked.grant.send(grant).err());
+        }
+    }
+
+    /// The address that a scout may go to now; or when one may.
+    pub(super) fn due(
+        &mut self,
+        seen: &[Seen],
+        except: AddressSet,
+        now: Instant,
+    ) -> Result<AddressIndex, Option<Instant>> {
+        for address in seen {
+            let heard = self.heard.entry(address.index).or_default();
+            if address.is_trial_due && !heard.was_due {
+                heard.scout_at = now;
+            }
+            heard.was_due = address.is_trial_due;
+        }
+        let quiet_at = |scout: &Scout| scout.since + SILENT;
+        let loud = self.scouts.iter().filter(|scout| quiet_at(scout) > now);
+        let mut soonest = self.next_scout.unwrap_or(now);
+        if loud.clone().count() >= SCOUTS {
+            soonest = loud.map(quiet_at).min().unwrap_or(soonest).max(soonest);
+        }
+        let next = seen
+            .iter()
+            .filter(|address| !except.contains(address.index))
+            .map(|address| (self.heard[&address.index].scout_at, address.index))
+            .min();
+        match next {
+            Some((at, index)) if at <= now && soonest <= now => Ok(index),
+            Some((at, _)) => Err(Some(at.max(soonest))),
+            None => Err(None),
+        }
+    }
+
+    /// A scout takes off for `index`.
+    pub(super) fn launch(
+        &mut self,
+        index: AddressIndex,
+        addresses: usize,
+        now: Instant,
+        jitter: &Jitter,
+    ) -> Grant {
+        let heard = self.heard.entry(index).or_default();
+        heard.scout_at = now + jitter.around(PACE); // sooner when it answers before
+        // In turn: scouts that are in step would all come a moment too early.
+        let gap = backoff(heard.faults.max(1), addresses) / u32::try_from(addresses).unwrap_or(1);
+        self.next_scout = (addresses > 1).then(|| now + gap);
+        self.flights += 1;
+        self.scouts.push(Scout { flight: self.flights, since: now });
+        Grant::Scout(index, self.flights)
+    }
+
+    /// The scout has landed, or nobody waits for it any longer.
+    pub(super) fn landed(&mut self, flight: u64) {
+        self.scouts.retain(|scout| scout.flight != flight);
+    }
+
+    /// Whose turn it is to be a scout, or when it is somebody's: a call that was sent least
+    /// often, so that an outage is not multiplied.
+    fn next_scout(&self, now: Instant) -> Result<usize, Option<Instant>> {
+        let may = |parked: &Parked| {
+            let has_time = parked.deadline.instant() > now + LAST_TRY;
+            !parked.grant.is_closed() && (parked.number == 1 || has_time)
+        };
+        let candidates = self.queue.iter().enumerate().filter(|(_, parked)| may(parked));
+        let ready = candidates.clone().filter(|(_, parked)| parked.scout_from <= now);
+        match ready.min_by_key(|(_, parked)| parked.number) {
+            Some((place, _)) => Ok(place),
+            None => Err(candidates.map(|(_, parked)| parked.scout_from).min()),
+        }
+    }
+}
+
+fn backoff(faults: u32, addresses: usize) -> Duration {
+    let first = FIRST_WAIT * u32::try_from(addresses).unwrap_or(SLOWEST).clamp(1, SLOWEST);
+    let factor = 1_u32.checked_shl(faults.saturating_sub(1)).unwrap_or(u32::MAX);
+    first.saturating_mul(factor).min(PACE)
+}
+
+// === impl Heard ===
+
+impl Heard {
+    fn is_resting(&self) -> bool {
+        self.rests_until.is_some_and(|until| until > Instant::now())
+    }
+}
+
+impl Default for Heard {
+    /// Nothing; it may be asked at once.
+    fn default() -> Self {
+        let scout_at = Instant::now();
+        Self { faults: 0, said: None, rests_until: None, scout_at, was_due: false }
+    }
+}

@@ -1,0 +1,282 @@
+//! Outages and their ends, over scripted addresses and paused time.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::time::Instant;
+
+use crate::cluster::CallErrorKind;
+use crate::cluster::operation::{Verb, Verdict};
+use crate::cluster::stack::testing::{Does, Scripted, call, call_of, leaderless, limited, name};
+
+const fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+/// When each request came, and to whom.
+#[derive(Clone, Default)]
+struct Diary(Arc<Mutex<Vec<(Instant, u8)>>>);
+
+impl Diary {
+    fn note(&self, index: u8) {
+        self.0.lock().unwrap().push((Instant::now(), index));
+    }
+
+    /// Requests from `from` on and before `to`.
+    fn between(&self, from: Instant, to: Instant) -> usize {
+        self.0.lock().unwrap().iter().filter(|(at, _)| (from..to).contains(at)).count()
+    }
+
+    fn len(&self) -> usize {
+        self.0.lock().unwrap().len()
+    }
+}
+
+/// Addresses that do `before` until `back_at` and answer after 5 ms from then on.
+fn away_until(
+    back_at: Instant,
+    addresses: u8,
+    before: impl Fn(u8) -> Does + Send + Sync + 'static,
+) -> (Scripted, Diary) {
+    let diary = Diary::default();
+    let noted = diary.clone();
+    let scripted = Scripted::new(addresses, move |index, _| {
+        noted.note(index);
+        if Instant::now() < back_at { before(index) } else { Does::AnswersAfter(ms(5)) }
+    });
+    (scripted, diary)
+}
+
+/// `per_second` calls for `seconds`, evenly; how many failed, and how many there were.
+async fn traffic(scripted: &Scripted, per_second: u64, seconds: u64) -> (usize, usize) {
+    let began = Instant::now();
+    let calls = (0..per_second * seconds).map(|n| {
+        let stack = scripted.stack.clone();
+        async move {
+            tokio::time::sleep_until(began + ms(n * 1_000 / per_second)).await;
+            stack.call(call()).await
+        }
+    });
+    let results = join_all(calls).await;
+    (results.iter().filter(|result| result.is_err()).count(), results.len())
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_costs_each_address_about_one_request_a_second_however_many_call() {
+    let began = Instant::now();
+    let (scripted, diary) = away_until(began + ms(3_600_000), 3, |_| Does::Refuses);
+    let (failed, calls) = traffic(&scripted, 50, 20).await;
+    assert_eq!((failed, calls), (1_000, 1_000));
+    let asked = diary.between(began + ms(2_000), began + ms(20_000));
+    assert!(asked >= 45, "{asked}: the end of the outage would be noticed late");
+    assert!(asked <= 60, "{asked} in 18 s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_a_slow_trickle_of_calls_hardly_one_is_sent_twice() {
+    let began = Instant::now();
+    let (scripted, diary) = away_until(began + ms(3_600_000), 3, |_| Does::Refuses);
+    let (_, calls) = traffic(&scripted, 4, 60).await;
+    let sent = diary.len();
+    assert!(sent * 10 <= calls * 12, "{sent} requests for {calls} calls");
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_an_outage_ends_calls_leave_in_growing_steps() {
+    let began = Instant::now();
+    let back_at = began + ms(2_000);
+    let (scripted, diary) = away_until(back_at, 1, |_| Does::Refuses);
+    scripted.stack.call(call_of(Verb::Decrypt, ms(100))).await.unwrap_err();
+    let ended = join_all((0..500).map(|_| async {
+        scripted.stack.call(call()).await.unwrap();
+        Instant::now()
+    }));
+    let ended = ended.await;
+    let scout_at = diary.0.lock().unwrap().iter().map(|(at, _)| *at).find(|at| *at >= back_at);
+    let scout_at = scout_at.unwrap();
+    let since = |at: Instant| at - scout_at;
+    assert!(since(*ended.iter().min().unwrap()) <= ms(6), "the scout is answered");
+    assert!(since(*ended.iter().max().unwrap()) <= ms(200), "all within a few round trips");
+    // one scout, and from one round trip to the next not more than twice as many, and one
+    let rounds: Vec<_> =
+        (0..20).map(|n| diary.between(scout_at + ms(n * 5), scout_at + ms(n * 5 + 5))).collect();
+    assert_eq!(rounds[0], 1, "{rounds:?}");
+    assert!(rounds.windows(2).all(|pair| pair[1] <= pair[0].max(1) * 2 + 3), "{rounds:?}");
+    assert_eq!(rounds.iter().sum::<usize>(), 500, "{rounds:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_fails_again_at_once_gets_only_the_first_step() {
+    let diary = Diary::default();
+    let noted = diary.clone();
+    let began = Instant::now();
+    let scripted = Scripted::new(1, move |index, _| {
+        noted.note(index);
+        // answers once, every two seconds
+        let is_the_first = noted.between(Instant::now() - ms(1_900), Instant::now()) == 0;
+        if is_the_first && began.elapsed() > ms(1_000) { Does::Answers } else { Does::Refuses }
+    });
+    let (_, calls) = traffic(&scripted, 100, 20).await;
+    assert_eq!(calls, 2_000);
+    assert!(diary.len() <= 20 * 6, "{}", diary.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_node_that_comes_back_is_found_although_the_others_are_frozen() {
+    let began = Instant::now();
+    let diary = Diary::default();
+    let noted = diary.clone();
+    let scripted = Scripted::new(3, move |index, _| {
+        noted.note(index);
+        match index {
+            2 if began.elapsed() >= ms(12_000) => Does::AnswersAfter(ms(5)),
+            2 => Does::Refuses,
+            _ => Does::Freezes,
+        }
+    });
+    let (_, calls) = traffic(&scripted, 4, 11).await;
+    assert_eq!(calls, 44);
+    tokio::time::sleep_until(began + ms(12_000)).await;
+    let called = Instant::now();
+    scripted.stack.call(call()).await.unwrap();
+    assert!(called.elapsed() <= ms(1_500), "{:?}", called.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_was_never_sent_names_each_address_and_its_fault() {
+    let began = Instant::now();
+    let (scripted, _) = away_until(began + ms(3_600_000), 2, |index| match index {
+        0 => Does::Refuses,
+        _ => Does::Says(Verdict::Elsewhere(leaderless())),
+    });
+    traffic(&scripted, 4, 3).await;
+    let calls = (0..40).map(|_| scripted.stack.call(call()));
+    for result in join_all(calls).await {
+        let error = result.unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("vault-0:8200") && text.contains("connection refused"), "{text}");
+        assert!(text.contains("vault-1:8200") && text.contains("no active node"), "{text}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_election_of_two_seconds_fails_none_of_many_or_few_calls() {
+    for (addresses, per_second) in [(1, 1), (3, 1), (5, 1), (7, 1), (3, 40), (1, 200)] {
+        let over_at = Instant::now() + ms(2_000);
+        let (scripted, diary) =
+            away_until(over_at, addresses, |_| Does::Says(Verdict::Elsewhere(leaderless())));
+        let (failed, calls) = traffic(&scripted, per_second, 3).await;
+        assert_eq!(failed, 0, "{addresses} addresses, {per_second} calls a second");
+        let asked = diary.len();
+        assert!(asked <= calls + 25, "{asked} requests for {calls} calls");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_certificate_that_is_wrong_is_not_asked_about_again_and_again() {
+    let mut sole = Scripted::new(1, |_, _| Does::Distrusts);
+    sole.stack.call(call()).await.unwrap_err();
+    let asked = sole.asked().len();
+    assert!((2..=4).contains(&asked), "{asked}: one a second");
+
+    let back_at = Instant::now() + ms(1_500);
+    let (mut scripted, _) =
+        away_until(back_at, 3, |index| if index == 0 { Does::Distrusts } else { Does::Refuses });
+    scripted.stack.call(call()).await.unwrap();
+    let asked = scripted.asked().iter().filter(|index| **index == 0).count();
+    assert!(asked <= 2, "{asked}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_limits_our_rate_is_left_alone_by_all_calls_for_as_long_as_it_asked() {
+    let diary = Diary::default();
+    let noted = diary.clone();
+    let scripted = Scripted::new(3, move |index, _| {
+        noted.note(index);
+        match index {
+            0 => Does::Says(Verdict::Elsewhere(limited())),
+            // slow, so that hedges look for somebody
+            _ => Does::AnswersAfter(ms(300)),
+        }
+    });
+    let began = Instant::now();
+    let (failed, _) = traffic(&scripted, 20, 3).await;
+    assert_eq!(failed, 0);
+    let asked: Vec<_> = diary.0.lock().unwrap().iter().filter(|(_, i)| *i == 0).copied().collect();
+    for pair in asked.windows(2) {
+        let apart = pair[1].0 - pair[0].0;
+        assert!(apart >= ms(700), "asked again after {apart:?}, {:?} in", pair[0].0 - began);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_all_ask_for_more_time_than_there_is_the_call_ends_at_once() {
+    let mut scripted = Scripted::new(2, |_, _| Does::Says(Verdict::Elsewhere(limited())));
+    let began = Instant::now();
+    let error = scripted.stack.call(call_of(Verb::Encrypt, ms(600))).await.unwrap_err();
+    assert!(matches!(error.kind, CallErrorKind::Exhausted), "{error}");
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    let error = scripted.stack.call(call_of(Verb::Encrypt, ms(600))).await.unwrap_err();
+    assert!(error.to_string().contains("rate limited"), "{error}");
+    assert_eq!(scripted.asked(), [0, 1], "the second call asked nobody");
+}
+
+#[tokio::test(start_paused = true)]
+async fn repeats_beyond_the_budget_leave_the_line_as_answers_come() {
+    // Two of three addresses die under 1,000 calls in flight.
+    let diary = Diary::default();
+    let noted = diary.clone();
+    let mut scripted = Scripted::new(3, move |index, _| {
+        noted.note(index);
+        if index < 2 { Does::Refuses } else { Does::AnswersAfter(ms(5)) }
+    });
+    let began = Instant::now();
+    for result in join_all((0..1_000).map(|_| scripted.stack.call(call()))).await {
+        assert_eq!(result.unwrap().address, name(2));
+    }
+    assert!(began.elapsed() <= ms(500), "{:?}", began.elapsed());
+    assert!(scripted.asked().len() <= 3_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_call_after_ten_idle_minutes_survives_dead_addresses() {
+    let began = Instant::now();
+    let dead = move || began.elapsed() >= ms(600_000);
+    let mut scripted = Scripted::new(3, move |index, _| match index {
+        0 if dead() => Does::Freezes,
+        1 if dead() => Does::Breaks, // a pooled connection that went stale
+        _ => Does::AnswersAfter(ms(5)),
+    });
+    traffic(&scripted, 300, 10).await;
+    scripted.asked();
+    tokio::time::sleep_until(began + ms(660_000)).await;
+    let called = Instant::now();
+    scripted.stack.call(call()).await.unwrap();
+    assert!(called.elapsed() <= ms(500), "{:?}", called.elapsed());
+    assert_eq!(scripted.asked(), [0, 1, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_scout_that_is_cancelled_makes_way_for_the_next() {
+    let began = Instant::now();
+    let (scripted, _) = away_until(began + ms(1_000), 1, |_| Does::Freezes);
+    for _ in 0..20 {
+        let cancelled = tokio::time::timeout(ms(40), scripted.stack.call(call())).await;
+        assert!(cancelled.is_err());
+    }
+    tokio::time::sleep_until(began + ms(1_000)).await;
+    scripted.stack.call(call()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_line_is_empty_when_the_calls_are_gone() {
+    let began = Instant::now();
+    let (scripted, _) = away_until(began + ms(60_000), 2, |_| Does::Refuses);
+    let calls = join_all((0..100).map(|_| scripted.stack.call(call_of(Verb::Decrypt, ms(500)))));
+    assert!(tokio::time::timeout(ms(300), calls).await.is_err(), "they wait");
+    // dropped at 300 ms
+    tokio::time::sleep_until(began + ms(61_000)).await;
+    let (failed, _) = traffic(&scripted, 10, 1).await;
+    assert_eq!(failed, 0);
+}
