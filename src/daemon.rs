@@ -25,6 +25,8 @@ use crate::proto::v2::key_management_service_server::KeyManagementServiceServer 
 use crate::task::OwnedTask;
 use crate::telemetry::Telemetry;
 
+#[cfg(test)]
+mod fleet;
 pub mod generation;
 pub mod generations;
 mod identity;

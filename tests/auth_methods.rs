@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use lab::{Config, Daemon, DevNode, FakeTokenReview, TokenIssuer, eventually, policy_for};
 use serde_json::{Value, json};
@@ -120,8 +120,7 @@ impl Volume {
 
 /// Seconds since 1970, so many from now.
 fn in_seconds(seconds: i64) -> i64 {
-    let now = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
-    i64::try_from(now).unwrap_or(0) + seconds
+    vault_kms_proxy::clock::node_time().0 + seconds
 }
 
 #[tokio::test]

@@ -276,11 +276,13 @@ async fn a_static_token_that_is_revoked_says_what_to_do_and_does_not_storm() -> 
     for _ in 0..16 {
         let kms = daemon.kms().timeout(Duration::from_millis(400)).v1();
         callers.spawn(async move {
-            let mut last = kms.encrypt(&DEK).await.unwrap_err();
-            while began.elapsed() < Duration::from_secs(5) {
-                last = kms.encrypt(&DEK).await.unwrap_err();
+            let mut last = None;
+            while last.is_none() || began.elapsed() < Duration::from_secs(5) {
+                let refused = kms.encrypt(&DEK).await.unwrap_err();
+                // Cancelled is this client's own word, on a machine that is too busy for it.
+                last = Some(refused).filter(|r| r.code() != Code::Cancelled).or(last);
             }
-            last
+            last.expect("the loop ends with one")
         });
     }
     for last in callers.join_all().await {

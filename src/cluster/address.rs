@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::Uri;
 
 use super::breaker::{BreakerPhase, BreakerReport};
+use super::index::HandsOn;
 use super::operation::{AddressIndex, AddressName};
 use super::pool::members::Site;
 pub use latency::{Latency, UnderWay};
@@ -31,6 +32,8 @@ pub struct Address {
     pub latency: Latency,
     /// What its node is within its Vault cluster.
     pub role: RoleCell,
+    /// Whether its node hands on what it is asked to.
+    pub hands_on: HandsOn,
 }
 
 /// What an operator may want to know of an address.
@@ -69,7 +72,7 @@ impl Address {
         let url_name = AddressName::of(&url);
         let name = peer.map_or_else(|| url_name.clone(), |peer| url_name.at(peer.ip()));
         let (latency, role) = (Latency::default(), RoleCell::default());
-        Self { index, name, configured, url, peer, latency, role }
+        Self { index, name, configured, url, peer, latency, role, hands_on: HandsOn::default() }
     }
 
     /// Whether it is the address at `site`.

@@ -84,8 +84,6 @@ pub(crate) enum Rehearsal {
     Ask(Operation),
     /// Nobody can tell whether it costs a use of a limited secret id, so it is not made.
     Unknown,
-    /// Something that is needed later, so it is not made; says what.
-    Costs(&'static str),
 }
 
 /// The first step to a token.

@@ -238,7 +238,8 @@ where
         // A bad request is one everywhere. A refused token is one when a second address
         // refuses it: a standby that lags does not know it yet.
         let ends = match error.fault {
-            Fault::Unsendable(_) => true,
+            // the active node's word, which no other can better
+            Fault::Unsendable(_) | Fault::Stale { by_active: true, .. } => true,
             Fault::TokenRefused => {
                 let is_another = |failed: &AttemptError| failed.index != error.index;
                 self.first.is_second_opinion || self.failed.iter().any(is_another)

@@ -299,6 +299,18 @@ impl AddressSet {
         Self(self.0 | 1 << index.0)
     }
 
+    /// The addresses in both.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// The addresses of this set that are not in `other`.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
     /// The addresses in either.
     #[must_use]
     pub const fn union(self, other: Self) -> Self {

@@ -21,6 +21,7 @@ use super::address::{Address, Role, UnderWay};
 use super::breaker::{Breaker, BreakerLayer, BreakerState, Witness};
 use super::error::{AttemptError, Fault};
 use super::operation::{AddressIndex, AddressSet, Answer, Attempt, AttemptReason, Fate};
+use super::probe;
 use crate::clock::Jitter;
 use crate::config::settings::ClusterName;
 use members::{Members, Roster};
@@ -70,10 +71,30 @@ pub trait Outlook: Send + Sync + 'static {
     fn active(&self) -> Option<AddressIndex> {
         None
     }
+    /// What is known of the nodes.
+    fn roles(&self) -> Roles {
+        Roles::default()
+    }
+    /// Asks the node at an address, once and now, whether it is the active one; no answer
+    /// in this time is none.
+    fn is_active_now(&self, _: AddressIndex, _: Duration) -> BoxFuture<'_, bool> {
+        std::future::ready(false).boxed()
+    }
     /// Whether no address is usable, so that the pool lets calls wait in line.
     fn is_out(&self) -> bool;
     /// Those that do not serve, and why.
     fn left_out(&self) -> Vec<AttemptError>;
+}
+
+/// What the nodes are, by their addresses.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Roles {
+    /// Those that say that they are active: for a moment, two may.
+    pub active: AddressSet,
+    /// Those that are known to be standbys.
+    pub standby: AddressSet,
+    /// Those that are sure to hand a request on to the active node when they are asked to.
+    pub hands_on: AddressSet,
 }
 
 /// An attempt under way.
@@ -121,7 +142,11 @@ impl<S: Send + Sync + 'static> Pool<S> {
     }
 
     /// A view for the retry layer.
-    pub fn outlook(&self) -> Arc<dyn Outlook> {
+    pub fn outlook(&self) -> Arc<dyn Outlook>
+    where
+        S: Service<Attempt, Response = Answer, Error = AttemptError> + Clone,
+        S::Future: Send + 'static,
+    {
         Arc::clone(&self.shared) as Arc<dyn Outlook>
     }
 }
@@ -294,7 +319,11 @@ fn active<S>(roster: &Roster<S>) -> Option<AddressIndex> {
     active.map(|e| e.address.index)
 }
 
-impl<S: Send + Sync + 'static> Outlook for Shared<S> {
+impl<S> Outlook for Shared<S>
+where
+    S: Service<Attempt, Response = Answer, Error = AttemptError> + Clone + Send + Sync + 'static,
+    S::Future: Send + 'static,
+{
     fn all(&self) -> AddressSet {
         self.members.roster().indices()
     }
@@ -314,6 +343,37 @@ impl<S: Send + Sync + 'static> Outlook for Shared<S> {
 
     fn active(&self) -> Option<AddressIndex> {
         active(&self.members.roster())
+    }
+
+    fn roles(&self) -> Roles {
+        self.members.roster().iter().fold(Roles::default(), |mut roles, endpoint| {
+            let Address { index, role, hands_on, .. } = &endpoint.address;
+            match role.get() {
+                Role::Active => roles.active = roles.active.with(*index),
+                Role::Standby | Role::PerformanceStandby => {
+                    roles.standby = roles.standby.with(*index);
+                }
+                _ => {}
+            }
+            if hands_on.is_certain() {
+                roles.hands_on = roles.hands_on.with(*index);
+            }
+            roles
+        })
+    }
+
+    fn is_active_now(&self, index: AddressIndex, within: Duration) -> BoxFuture<'_, bool> {
+        let roster = self.members.roster();
+        let asked = roster.get(index).map(|e| (e.transport.clone(), e.address.role.clone()));
+        async move {
+            let Some((transport, role)) = asked else { return false };
+            let is_active = probe::role_of(transport, within).await == Role::Active;
+            if !is_active {
+                role.doubt();
+            }
+            is_active
+        }
+        .boxed()
     }
 
     fn left_out(&self) -> Vec<AttemptError> {
@@ -342,7 +402,9 @@ impl<S: Send + Sync + 'static> View for Members<S> {
     }
 
     fn changed(&self) -> BoxFuture<'_, ()> {
-        let (roster, mut changes) = (self.roster(), self.changes());
+        // In this order, so that no change slips between.
+        let mut changes = self.changes();
+        let roster = self.roster();
         async move {
             let breakers: Vec<_> =
                 roster.iter().map(|endpoint| Box::pin(endpoint.breaker.changed())).collect();

@@ -292,6 +292,16 @@ where
     }
 }
 
+/// What the node behind `transport` says that it is when it is asked now; unknown when it
+/// does not say so in time.
+pub(super) async fn role_of<S>(transport: S, patience: Duration) -> Role
+where
+    S: Service<Attempt, Response = Answer, Error = AttemptError>,
+{
+    let answer = transport.oneshot(probe(patience)).await.ok();
+    answer.and_then(|answer| health::read(&answer).ok()).map_or(Role::Unknown, |h| h.role)
+}
+
 fn probe(patience: Duration) -> Attempt {
     // A namespace header would make it a bad request, and it needs no token.
     let operation = Operation {

@@ -8,8 +8,9 @@
 //! address is usable (see [`pool`](super::pool)). Where addresses are usable and were all
 //! tried, a call waits before it goes round again.
 //!
-//! An answer that may be stale is final when all addresses give it. When some cannot be
-//! asked and the others repeat it, the call ends without waiting for its deadline.
+//! An answer that may be stale is final when the active node gives it (`settle`). When
+//! that cannot be asked and the others repeat it, the call ends without waiting for its
+//! deadline.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -150,7 +151,8 @@ impl Shared {
             if deadline.has_passed() {
                 return Err(CallErrorKind::Deadline);
             }
-            let attempt = progress.next_attempt(&call);
+            let mut attempt = progress.next_attempt(&call);
+            settle::aim(&*self.outlook, progress, &mut attempt);
             // The transport and the pool keep the deadline themselves and know more to
             // say about it; this is for what they might forget.
             let round = tokio::time::timeout_at(deadline.instant(), hedge.call(attempt));
@@ -171,8 +173,14 @@ impl Shared {
                     }
                 }
             }
+            if let Some(end) = settle::by_the_active(&*self.outlook, &call, progress).await {
+                return Err(end);
+            }
             if let Some(end) = self.end_of(&call, progress) {
                 return Err(end);
+            }
+            if settle::asks_at_once(&*self.outlook, progress) {
+                continue;
             }
             self.before_the_next(&call, progress).await?;
         }

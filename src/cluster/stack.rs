@@ -16,7 +16,7 @@ use super::classify::JudgeLayer;
 use super::error::{AttemptError, CallError};
 use super::hedge::{HedgeLayer, RecentLatency};
 use super::http::Http;
-use super::index::{IndexLayer, SeenIndex};
+use super::index::IndexLayer;
 use super::operation::{
     AddressIndex, AddressName, AddressSet, Answer, Attempt, AttemptReason, Call, Classify, Fate,
     MAX_ADDRESSES,
@@ -167,6 +167,8 @@ impl Stack {
             .layer(ToOneAddress::layer())
             // tells what the answer meant, so it stands over the judge
             .layer(TraceLayer::new(cluster.clone(), address.clone(), breaker.clone()))
+            // what a judge takes for stale may be the active node's word
+            .layer(IndexLayer::new(address.hands_on.clone(), address.index))
             // an answer may mean that the address is unfit, so it becomes a fault here
             .layer(JudgeLayer::new(Arc::clone(classify), address.index))
             .service(transport.clone());

@@ -27,7 +27,7 @@ pub(super) struct AppRole {
 enum Proof {
     Nothing,
     SecretId(SecretSource),
-    Wrapped(Wrapped),
+    Wrapped(Box<Wrapped>),
 }
 
 // === impl AppRole ===
@@ -39,7 +39,7 @@ impl AppRole {
             SecretId::None => Proof::Nothing,
             SecretId::Given(source) => Proof::SecretId(source),
             SecretId::Wrapped { token, kept_in } => {
-                Proof::Wrapped(Wrapped::new(token, kept_in, &mount, link.clone()))
+                Proof::Wrapped(Box::new(Wrapped::new(token, kept_in, &mount, link.clone())))
             }
         };
         Self { mount, role_id, proof, link }
@@ -104,7 +104,8 @@ impl Method for AppRole {
         Box::pin(async move {
             let secret_id = match &self.proof {
                 Proof::Nothing => return Ok(Rehearsal::Free),
-                Proof::Wrapped(_) => return Ok(Rehearsal::Costs("a wrapped secret id")),
+                // A new wrapping token is unwrapped now: it may have ended by the next login.
+                Proof::Wrapped(wrapped) => wrapped.secret_id().await?,
                 Proof::SecretId(source) => resolve(source).await?,
             };
             let Some(role) = role else { return Ok(Rehearsal::Unknown) };

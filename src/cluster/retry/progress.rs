@@ -16,6 +16,8 @@ const CATCH_UP: Duration = Duration::from_millis(150);
 pub(super) struct Progress {
     pub(super) failed: Vec<AttemptError>,
     pub(super) tried: AddressSet,
+    /// Addresses that were asked at once to hand it on to the active node.
+    pub(super) handed_on: AddressSet,
     pub(super) sent: u32,
     pub(super) rounds: u32,
     pub(super) repeats: u32,

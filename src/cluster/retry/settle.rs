@@ -1,15 +1,37 @@
 //! What the answers of a call's attempts come to.
+//!
+//! "No such version" from a standby that is behind must not be told as the loss of data. So
+//! an answer that may be stale is final only from the active node, which is certain in two
+//! cases:
+//!
+//! * Whoever got the request has handed it on, because an index came with it that no
+//!   standby has reached ([`index`](crate::cluster::index)). That holds behind a load
+//!   balancer too, where one address leads to many nodes.
+//! * Where nodes do not know of such an index: the address whose node says that it is active
+//!   has given the answer, and says so again when it is asked *after* the answer. An active
+//!   node that had stepped down before it answered no longer says so.
+//!
+//! In neither case may another node say that it is active. A leader that was frozen takes
+//! itself for the active node for a moment after it thaws, and knows nothing of what its
+//! successor did.
+
+use std::time::Duration;
 
 use super::progress::Progress;
 use crate::cluster::error::{AttemptError, CallErrorKind, Fault};
-use crate::cluster::operation::{AddressSet, Answer};
+use crate::cluster::operation::{AddressIndex, AddressSet, Answer, Attempt, Call};
 use crate::cluster::pool::Outlook;
+
+/// How long a node may take to say that it is still the active one.
+const CONFIRMATION: Duration = Duration::from_millis(500);
 
 /// The last that each address said to a call.
 #[derive(Default)]
 pub(super) struct LastWords {
     /// What may be stale.
     pub(super) stale: AddressSet,
+    /// What may be stale, but is the active node's word for certain.
+    pub(super) by_active: AddressSet,
     /// What may be stale, for the second time.
     pub(super) repeated: AddressSet,
     /// That it does not accept the token.
@@ -20,17 +42,87 @@ pub(super) struct LastWords {
     pub(super) later: AddressSet,
 }
 
-/// What the addresses' last words come to, if they settle the call.
+/// Sends `attempt` to where certainty is, once some address has given an answer that may be
+/// stale. The active node comes first, and is asked to hand it on in case it is that no
+/// longer. Where it is not known or cannot answer, those that were behind are to hand it on:
+/// their own answer is known, and others may well know better by themselves.
+pub(super) fn aim(outlook: &dyn Outlook, progress: &Progress, attempt: &mut Attempt) {
+    let words = progress.last_words();
+    // A standby may not know a token yet that is a moment old.
+    attempt.needs_active = !words.stale.is_empty() || !words.refused.is_empty();
+    if !words.stale.is_empty() {
+        attempt.hand_on = match active(outlook, &words) {
+            Some(active) => AddressSet::default().with(active),
+            None => words.stale,
+        };
+    }
+}
+
+/// Whether there is somebody who can be asked for the active node's word at once and for
+/// free; once for each address. Only that address is then left to be tried.
+pub(super) fn asks_at_once(outlook: &dyn Outlook, progress: &mut Progress) -> bool {
+    let words = progress.last_words();
+    let whom = match active(outlook, &words) {
+        Some(active) => words.stale.and(AddressSet::default().with(active)),
+        None if outlook.has_sound_beside(progress.tried) => AddressSet::default(),
+        None => words.stale,
+    };
+    let known = words.by_active.union(progress.handed_on);
+    let whom = whom.and(outlook.roles().hands_on).without(known);
+    progress.handed_on = progress.handed_on.union(whom);
+    if !whom.is_empty() {
+        progress.tried = outlook.all().without(whom);
+    }
+    !whom.is_empty()
+}
+
+/// The active node's word, if that is what an address has said.
+pub(super) async fn by_the_active(
+    outlook: &dyn Outlook,
+    call: &Call,
+    progress: &mut Progress,
+) -> Option<CallErrorKind> {
+    let words = progress.last_words();
+    let stale = progress.stale_indices();
+    let is_alone = |index| {
+        let itself = AddressSet::default().with(index);
+        outlook.roles().active.without(itself).is_empty()
+    };
+    let handed_on = stale.iter().copied().find(|index| {
+        let is_standby = outlook.roles().standby.contains(*index);
+        words.by_active.contains(*index) && (is_standby || is_alone(*index))
+    });
+    if let Some(index) = handed_on {
+        return progress.take_stale_answer(index).map(CallErrorKind::Agreed);
+    }
+
+    let is_sole = outlook.all().len() == 1;
+    let sole = stale.first().copied().filter(|_| is_sole);
+    let index = outlook.active().or(sole).filter(|index| words.stale.contains(*index))?;
+    // A sole address may lead to many nodes: who says that it is active may be another one
+    // than who answered. By the second answer a standby has caught up.
+    let is_enough = !is_sole || words.repeated.contains(index);
+    if outlook.roles().hands_on.contains(index) || !is_enough {
+        return None;
+    }
+    let within = CONFIRMATION.min(call.deadline.remaining());
+    let is_certain = outlook.is_active_now(index, within).await && is_alone(index);
+    is_certain.then(|| progress.take_stale_answer(index)).flatten().map(CallErrorKind::Agreed)
+}
+
+/// The active node's address, unless it has said in this call that it cannot answer it.
+fn active(outlook: &dyn Outlook, words: &LastWords) -> Option<AddressIndex> {
+    let unfit = words.faulty.union(words.later);
+    outlook.active().filter(|index| !unfit.contains(*index))
+}
+
+/// What else the addresses' last words come to, if they settle the call.
 pub(super) fn settled(outlook: &dyn Outlook, progress: &mut Progress) -> Option<CallErrorKind> {
-    let all = outlook.all();
     let words = progress.last_words();
     let is_untried_left = outlook.has_sound_beside(progress.tried);
     if !words.refused.is_empty() {
         let is_enough = words.refused.len() > 1 || !is_untried_left;
         return is_enough.then_some(CallErrorKind::TokenRefused);
-    }
-    if words.stale.covers(all) {
-        return progress.take_stale_answer().map(CallErrorKind::Agreed);
     }
     let is_hopeless = !is_untried_left && words.later.is_empty();
     if words.stale.is_empty() || words.stale != words.repeated || !is_hopeless {
@@ -58,7 +150,12 @@ impl Progress {
             }
             heard = heard.with(*index);
             let place = match fault {
-                Fault::Stale { .. } => &mut words.stale,
+                Fault::Stale { by_active, .. } => {
+                    if *by_active {
+                        words.by_active = words.by_active.with(*index);
+                    }
+                    &mut words.stale
+                }
                 Fault::TokenRefused => &mut words.refused,
                 Fault::Elsewhere { verdict, .. } if !verdict.at_fault => &mut words.later,
                 _ => &mut words.faulty,
@@ -88,9 +185,22 @@ impl Progress {
         }
     }
 
-    /// The answer that all addresses gave; the last of them is handed on.
-    pub(super) fn take_stale_answer(&mut self) -> Option<Box<Answer>> {
-        let place = self.failed.iter().rposition(|a| matches!(a.fault, Fault::Stale { .. }))?;
+    /// The addresses that gave an answer that may be stale, each once, the last one first.
+    fn stale_indices(&self) -> Vec<AddressIndex> {
+        let stale = self.failed.iter().rev().filter(|a| matches!(a.fault, Fault::Stale { .. }));
+        let mut indices = Vec::new();
+        for AttemptError { index, .. } in stale {
+            if !indices.contains(index) {
+                indices.push(*index);
+            }
+        }
+        indices
+    }
+
+    /// The last answer of `index` that may be stale, to be handed on.
+    fn take_stale_answer(&mut self, index: AddressIndex) -> Option<Box<Answer>> {
+        let is_it = |a: &AttemptError| a.index == index && matches!(a.fault, Fault::Stale { .. });
+        let place = self.failed.iter().rposition(is_it)?;
         match self.failed.remove(place).fault {
             Fault::Stale { answer, .. } => Some(answer),
             _ => None,

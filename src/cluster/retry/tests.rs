@@ -200,15 +200,6 @@ async fn a_stale_answer_yields_to_a_better_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stale_answer_that_all_agree_on_is_final() {
-    let mut scripted = Scripted::new(3, |_, _| Does::Says(Verdict::Stale("")));
-    let error = scripted.stack.call(call()).await.unwrap_err();
-    let CallErrorKind::Agreed(answer) = error.kind else { panic!("{error}") };
-    assert_eq!(answer.status, 503);
-    assert_eq!(scripted.asked(), [0, 1, 2]);
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_stale_answer_is_not_final_while_one_address_could_not_be_asked() {
     let mut scripted = Scripted::new(3, |index, _| match index {
         0 => Does::Refuses,
@@ -346,3 +337,5 @@ async fn a_cancelled_call_gives_its_trial_back() {
     assert!(again.is_err());
     assert_eq!(scripted.asked(), [0], "the trial was free at once");
 }
+
+mod stale;

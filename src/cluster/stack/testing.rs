@@ -1,7 +1,11 @@
 //! Attempts, answers and scripted addresses for the tests of the layers.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 
 use ::http::{HeaderMap, Method, StatusCode, Uri};
 use futures_util::FutureExt as _;
@@ -12,6 +16,7 @@ use zeroize::Zeroizing;
 
 use super::*;
 use crate::clock::Deadline;
+use crate::cluster::address::Role;
 use crate::cluster::error::Fault;
 use crate::cluster::operation::{AddressName, Elsewhere, Operation, Verb, Verdict};
 
@@ -93,13 +98,19 @@ pub(crate) enum Does {
     /// Freezes, and holds on to the sender as long as it is in flight.
     Holds(mpsc::Sender<()>),
     Says(Verdict),
+    /// Says what may be stale, unless it is made to ask the active node, which answers.
+    IsBehind,
 }
+
+/// What `sys/health` says at each address: whether it is the active node's.
+type Health = Arc<Mutex<BTreeMap<u8, bool>>>;
 
 type Script = Arc<dyn Fn(u8, u32) -> Does + Send + Sync>;
 
 /// A stack whose addresses do as a script says, and a list of who was asked.
 pub(crate) struct Scripted {
     pub(crate) stack: Stack,
+    health: Health,
     asked: mpsc::UnboundedReceiver<u8>,
 }
 
@@ -142,15 +153,35 @@ impl Scripted {
         let judge: Arc<dyn Classify> = Arc::new(Scriptural);
         let script: Script = Arc::new(script);
         let (told, asked) = mpsc::unbounded_channel();
+        let health = Health::default();
         let endpoints = (0..addresses)
             .map(|index| {
                 let address = Address::new(AddressIndex(index), url(index));
-                let transport = transport(index, Arc::clone(&script), told.clone());
+                let transport = transport(index, Arc::clone(&script), told.clone(), &health);
                 Stack::endpoint(&cluster, address, transport, &judge, &jitter)
             })
             .collect();
         let members = Members::fixed(cluster.clone(), endpoints);
-        Self { stack: Stack::over(&cluster, members, &jitter, None), asked }
+        Self { stack: Stack::over(&cluster, members, &jitter, None), health, asked }
+    }
+
+    /// The node at `index` is known to be active, or a standby; and so it says now.
+    pub(crate) fn is(&self, index: u8, role: Role) {
+        let roster = self.stack.members.roster();
+        roster.get(AddressIndex(index)).unwrap().address.role.set(role);
+        self.says_now(index, role);
+    }
+
+    /// What the node at `index` says when it is asked, whatever it is taken for.
+    pub(crate) fn says_now(&self, index: u8, role: Role) {
+        self.health.lock().unwrap().insert(index, role == Role::Active);
+    }
+
+    /// The node at `index` is known to hand on what it is asked to.
+    pub(crate) fn hands_on(&self, index: u8) {
+        let told = STANDARD.encode(r#"{"cluster":"c","value":"40"}"#);
+        let roster = self.stack.members.roster();
+        roster.get(AddressIndex(index)).unwrap().address.hands_on.learn(&told.parse().unwrap());
     }
 
     /// A probe of the address `index` ends well; nothing here probes by itself.
@@ -173,8 +204,20 @@ fn transport(
     index: u8,
     script: Script,
     told: mpsc::UnboundedSender<u8>,
+    health: &Health,
 ) -> BoxCloneSyncService<Attempt, Answer, AttemptError> {
+    let health = Arc::clone(health);
     BoxCloneSyncService::new(tower::service_fn(move |attempt: Attempt| {
+        if attempt.call.operation.verb == Verb::Health {
+            let is_active = health.lock().unwrap().get(&index).copied();
+            let mut good = answer(200);
+            if let Some(is_active) = is_active {
+                let body =
+                    format!(r#"{{"initialized":true,"sealed":false,"standby":{}}}"#, !is_active);
+                good.body = Zeroizing::new(body.into_bytes());
+            }
+            return std::future::ready(Ok(good)).boxed();
+        }
         told.send(index).unwrap();
         perform(index, script(index, attempt.number), attempt)
     }))
@@ -205,6 +248,12 @@ fn perform(
                 drop(sender);
                 Ok(good)
             }
+            Does::IsBehind if attempt.index.is_some() => Ok(good),
+            Does::IsBehind => {
+                good.status = StatusCode::BAD_REQUEST;
+                good.headers.insert("verdict", wire(&Verdict::Stale("")).parse().unwrap());
+                Ok(good)
+            }
             Does::Says(verdict) => {
                 good.status = StatusCode::SERVICE_UNAVAILABLE;
                 good.headers.insert("verdict", wire(&verdict).parse().unwrap());
@@ -219,4 +268,34 @@ fn perform(
         }
     }
     .boxed()
+}
+
+impl Stack {
+    /// The whole stack of a daemon, probers included, over transports that `node` makes.
+    pub(crate) fn modelled<T>(
+        settings: &ClusterSettings,
+        jitter: &Arc<Jitter>,
+        node: impl Fn(&Address) -> T,
+    ) -> Self
+    where
+        T: tower::Service<Attempt, Response = Answer, Error = AttemptError>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        T::Future: Send + 'static,
+    {
+        let judge: Arc<dyn Classify> = Arc::new(crate::transit::TransitVerdicts);
+        let cluster = &settings.name;
+        let endpoints = (0_u8..)
+            .zip(&settings.addresses)
+            .map(|(index, url)| {
+                let address = Address::new(AddressIndex(index), url.clone());
+                let transport = node(&address);
+                Self::endpoint(cluster, address, transport, &judge, jitter)
+            })
+            .collect();
+        let members = Members::fixed(cluster.clone(), endpoints);
+        Self::over(cluster, members, jitter, Some(ProbePolicy::default()))
+    }
 }

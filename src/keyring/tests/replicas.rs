@@ -346,8 +346,10 @@ async fn a_replica_that_is_swapped_during_an_outage_encrypts_nothing_that_counts
         is_undecided(&error, &["cluster b"]);
     }
     assert!(pair.why_unproven().unwrap().contains("decrypts its canary no longer"));
-    // Its own material proves nothing, and the first cluster's again does.
+    // That takes a new canary, and so the first cluster.
     pair.at_b(|s| s.material = 7);
+    pair.wait(60).await;
+    assert!(pair.why_unproven().is_some());
     pair.at_a(|s| s.down = false);
     pair.wait(60).await;
     assert_eq!(pair.why_unproven(), None);
@@ -404,6 +406,20 @@ async fn a_restart_during_the_outage_goes_on_with_what_a_replica_vouches_for() {
         pair.wait(40).await;
         assert_eq!(pair.encrypt().await.unwrap().key_id, made.key_id);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_came_before_the_proof_is_answered_with_it() {
+    let pair = Pair::ready().await;
+    let made = pair.encrypt().await.unwrap();
+    pair.at_a(|s| (s.latency = Duration::from_secs(60), s.left_out = true));
+    pair.at_b(|s| s.latency = Duration::from_millis(600));
+    let pair = pair.restart(true);
+    let begun = Instant::now();
+    let again = pair.encrypt().await.unwrap();
+    assert_eq!(again.key_id, made.key_id);
+    // Two answers make the proof, two more the call; the first cluster's read is still on.
+    assert_eq!(begun.elapsed(), Duration::from_millis(2_400));
 }
 
 #[tokio::test(start_paused = true)]

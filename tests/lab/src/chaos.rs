@@ -20,6 +20,7 @@ mod network;
 mod nodes;
 mod outage;
 mod outcome;
+mod replicas;
 mod runner;
 mod stage;
 mod timeline;
@@ -146,7 +147,7 @@ pub struct Spans {
 
 /// All rows.
 pub fn table() -> Vec<Row> {
-    let groups = [nodes::rows(), network::rows(), trust::rows(), outage::rows()];
+    let groups = [nodes::rows(), network::rows(), trust::rows(), outage::rows(), replicas::rows()];
     groups.concat()
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::admin::Admin;
 use crate::config::{Config, grant};
 use crate::node::{Launch, Node};
-use crate::process::temporary_folder;
+use crate::process::storage_folder;
 use crate::tls::Authority;
 use crate::{Result, eventually, fail, free_port, install};
 
@@ -48,7 +48,7 @@ impl DevNode {
 
     async fn try_start() -> Result<Self> {
         let program = tokio::task::spawn_blocking(install::bao).await??;
-        let folder = temporary_folder("lab-dev-")?;
+        let folder = storage_folder("lab-dev-")?;
         let authority = Arc::new(Authority::new("lab")?);
         let ca = folder.path().join("ca.pem");
         std::fs::write(&ca, authority.pem())?;

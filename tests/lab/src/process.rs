@@ -109,7 +109,21 @@ pub(crate) fn tail(output: &str) -> String {
 /// A temporary folder that goes with the lab, however the lab ends.
 pub(crate) fn temporary_folder(prefix: &str) -> Result<tempfile::TempDir> {
     // Not $TMPDIR: a unix socket's path must fit into 108 bytes.
-    let folder = tempfile::Builder::new().prefix(prefix).tempdir_in("/tmp")?;
+    folder_in("/tmp", prefix)
+}
+
+/// A temporary folder for what Vault stores: in memory where there is room. A node commits
+/// each write to its storage, and on a disk that others keep busy that takes seconds, which
+/// no test means to measure.
+pub(crate) fn storage_folder(prefix: &str) -> Result<tempfile::TempDir> {
+    const ENOUGH: u64 = 4 << 30;
+    let room = rustix::fs::statvfs("/dev/shm").map_or(0, |stat| stat.f_bavail * stat.f_frsize);
+    let in_memory = (room >= ENOUGH).then(|| folder_in("/dev/shm", prefix)).and_then(Result::ok);
+    in_memory.map_or_else(|| temporary_folder(prefix), Ok)
+}
+
+fn folder_in(parent: &str, prefix: &str) -> Result<tempfile::TempDir> {
+    let folder = tempfile::Builder::new().prefix(prefix).tempdir_in(parent)?;
     reaper(&format!("folder {}", folder.path().display()));
     Ok(folder)
 }

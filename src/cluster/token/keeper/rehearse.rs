@@ -171,7 +171,6 @@ impl Keeper {
             Ok(Rehearsal::Free) => None,
             Ok(Rehearsal::Ask(question)) => Some(question),
             Ok(Rehearsal::Unknown) => return Outcome::Skipped(UNKNOWN_USES),
-            Ok(Rehearsal::Costs(what)) => return Outcome::Skipped(what),
             Err(error) => return Outcome::Failed(error),
         };
         if let Some(question) = question {

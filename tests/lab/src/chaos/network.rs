@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use tokio::time::sleep;
+
 use super::{Group, RecoveryFrom, Row, Step, Victim, Way};
-use crate::Gate;
+use crate::{DnsMood, Gate};
 
 pub(super) fn rows() -> Vec<Row> {
     let row = |name, victim, act: Step| Row {
@@ -50,5 +52,23 @@ pub(super) fn rows() -> Vec<Row> {
                 Ok(())
             })
         }),
+        Row {
+            prepare: |stage| Box::pin(stage.give_name()),
+            ..row("their name stops resolving", Victim::Nobody, |stage| {
+                Box::pin(async {
+                    // First as with a resolver that is away, then as with a deleted name.
+                    for mood in [DnsMood::Hangs, DnsMood::KnowsNothing] {
+                        stage.dns()?.mood(mood);
+                        for proxy in stage.proxies() {
+                            // Else nobody would have to connect anew.
+                            proxy.gate(Gate::Reset).await?;
+                            proxy.gate(Gate::Open).await?;
+                        }
+                        sleep(stage.spans().fault / 2).await;
+                    }
+                    Ok(())
+                })
+            })
+        },
     ]
 }

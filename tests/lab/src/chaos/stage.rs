@@ -1,17 +1,25 @@
 //! Where a row is played: the nodes, the way to them, and the daemon.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::json;
+
 use super::{Ground, KEY, Row, Spans, Victim, Way};
-use crate::{Admin, Callers, Cluster, Config, Context, Daemon, DevNode, FaultProxy, Node, Result};
+use crate::{
+    Admin, Callers, Cluster, Config, Context, Daemon, DevNode, Dns, FaultProxy, Node, Result,
+};
 
 /// How long the daemon may take to be ready, and to notice things that it must notice.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Counts the attempts, by address and outcome.
 const ATTEMPTS: &str = "vault_kms_proxy_attempt_duration_seconds_count";
+
+/// What [`Stage::give_name`] calls the machine.
+const NAME: &str = "vault.lab";
 
 /// How often the daemon is started anew until it uses the node that the fault is for.
 const TRIES: usize = 5;
@@ -25,6 +33,7 @@ pub struct Stage {
     ground: Arc<Ground>,
     spans: Spans,
     proxies: Vec<FaultProxy>,
+    dns: Option<Dns>,
     pub(super) config: Config,
     /// A cluster of its own, with a key of the same name.
     pub(super) second: Option<DevNode>,
@@ -55,6 +64,7 @@ impl Stage {
             ground: Arc::clone(ground),
             spans,
             proxies: Vec::new(),
+            dns: None,
             config,
             second: None,
             daemon: None,
@@ -130,10 +140,31 @@ impl Stage {
 
     /// The addresses that the daemon knows, in the order of the nodes.
     pub(super) fn addresses(&self) -> Vec<String> {
-        if self.proxies.is_empty() {
-            return self.cluster().addresses();
+        let mut addresses: Vec<_> = self.proxies.iter().map(FaultProxy::https).collect();
+        if addresses.is_empty() {
+            addresses = self.cluster().addresses();
         }
-        self.proxies.iter().map(FaultProxy::https).collect()
+        if self.dns.is_some() {
+            let named = addresses.iter().map(|address| address.replace("127.0.0.1", NAME));
+            addresses = named.collect();
+        }
+        addresses
+    }
+
+    /// From now on the nodes have a name, and the daemon a DNS server that knows it.
+    pub(super) async fn give_name(&mut self) -> Result {
+        let dns = Dns::start().await?;
+        dns.set(NAME, &[Ipv4Addr::LOCALHOST.into()])?;
+        let servers = json!({ "servers": [dns.address().to_string()] });
+        let config = std::mem::take(&mut self.config);
+        self.config = config.with("dns", servers).with("tlsServerName", "localhost");
+        self.dns = Some(dns);
+        Ok(())
+    }
+
+    /// The DNS server that knows their name.
+    pub fn dns(&self) -> Result<&Dns> {
+        self.dns.as_ref().context("the nodes have no name")
     }
 
     /// Those, and that of the second cluster.

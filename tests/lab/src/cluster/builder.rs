@@ -9,7 +9,7 @@ use super::Cluster;
 use crate::admin::Admin;
 use crate::dev::audit_stanza;
 use crate::node::{Launch, Node};
-use crate::process::temporary_folder;
+use crate::process::storage_folder;
 use crate::tls::Authority;
 use crate::{Context, Result, free_port, install};
 
@@ -80,7 +80,7 @@ impl ClusterBuilder {
 
     async fn try_start(&self) -> Result<Cluster> {
         let program = tokio::task::spawn_blocking(install::bao).await??;
-        let folder = temporary_folder("lab-cluster-")?;
+        let folder = storage_folder("lab-cluster-")?;
         let authority = Arc::new(Authority::new("lab")?);
         let ca = folder.path().join("ca.pem");
         std::fs::write(&ca, authority.pem())?;
