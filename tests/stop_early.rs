@@ -32,6 +32,7 @@ async fn one_that_waits_for_the_sockets_lock_stops_at_once() -> lab::Result {
 #[tokio::test]
 async fn a_second_signal_cuts_the_calls_in_flight() -> lab::Result {
     let daemon = Daemon::start(DAEMON, config()?).await?;
+    daemon.wait_for_log("The configuration is in force", PATIENCE).await?; // else it fails at once
     let kms = daemon.kms().timeout(Duration::from_secs(60));
     let call =
         tokio::spawn(async move { kms.v1().decrypt(b"kube:v1:AAECAwQFBgcICQoLDA0ODw==").await });

@@ -25,14 +25,20 @@ async fn a_restart_while_the_quorum_is_lost_goes_on_with_the_token_that_was_kept
     let kept = || async { Ok(file.exists().then_some(())) };
     eventually("the token is kept", PATIENCE, kept).await?;
     daemon.kill();
+    let content: serde_json::Value = serde_json::from_slice(&std::fs::read(&file)?)?;
+    let token = content["token"].as_str().unwrap();
 
     let leader = cluster.leader().await?;
     let standbys: Vec<&Node> =
         cluster.nodes().iter().filter(|node| node.name() != leader.name()).collect();
+    // A standby that has not heard of the token passes its calls on, for some moments. When
+    // the others die then, it never hears of it.
+    let alone = || serves_alone(standbys[1], leader, token);
+    eventually("the standby serves the token by itself", PATIENCE, alone).await?;
     leader.kill();
     standbys[0].kill();
     // The survivor gives up its leader after a moment, and then serves by itself.
-    let survivor = standbys[1].admin();
+    let survivor = standbys[1].admin().with_token(token);
     let serves = || async { Ok(Some(survivor.encrypt("kube", &DEK).await?)) };
     eventually("the last node serves by itself", PATIENCE, serves).await?;
 
@@ -83,4 +89,12 @@ async fn a_cache_that_others_could_write_is_refused_before_it_is_used() -> lab::
     daemon.wait_for_log("everybody may write to", PATIENCE).await?;
     assert_ne!(daemon.wait(PATIENCE).await?, 0);
     Ok(())
+}
+
+/// Whether `node` serves calls with `token` by itself, and does not pass them on to `leader`.
+async fn serves_alone(node: &Node, leader: &Node, token: &str) -> lab::Result<Option<()>> {
+    const ENCRYPT: &str = "transit/encrypt/kube";
+    let before = leader.count_requests(ENCRYPT);
+    node.admin().with_token(token).encrypt("kube", &DEK).await?;
+    Ok((leader.count_requests(ENCRYPT) == before).then_some(()))
 }

@@ -44,14 +44,15 @@ async fn traced_encrypt(daemon: &Daemon) -> lab::Result<Vec<u8>> {
 #[tokio::test]
 async fn a_call_and_its_attempts_are_one_trace_over_grpc() -> lab::Result {
     let (bao, config) = vault().await?;
-    // The first address refuses from the second call on, so that there is a fault to see.
+    // The address in use refuses all at once, so that there is a fault to see.
     let broken = FaultProxy::start(bao.authority()).await?;
+    let sound = FaultProxy::start(bao.authority()).await?;
     let receiver = Receiver::grpc().await?;
-    let config = config.addresses(&[broken.https(), bao.address().to_owned()]);
+    let config = config.addresses(&[broken.https(), sound.https()]);
     let traces = json!({ "endpoint": receiver.endpoint(), "protocol": "grpc" });
     let daemon = Daemon::start(DAEMON, config.with("traces", traces)).await?;
     daemon.wait_ready(PATIENCE).await?;
-    go_to(&broken, &daemon).await?;
+    go_to(&broken, &sound, &daemon).await?;
     broken.refuse().await?;
     let cipher = traced_encrypt(&daemon).await?;
 
@@ -80,7 +81,7 @@ async fn a_call_and_its_attempts_are_one_trace_over_grpc() -> lab::Result {
     for (name, number, reason) in expected {
         let span = attempts.iter().find(|span| span.name == name && span.status != 2);
         let span = span.unwrap_or_else(|| panic!("no good {name}: {attempts:#?}"));
-        assert_eq!(span.attribute("server.port"), port(bao.address()));
+        assert_eq!(span.attribute("server.port"), port(&sound.https()));
         assert_eq!(span.attribute("vault.attempt.number"), number, "{span:#?}");
         assert_eq!(span.attribute("vault.attempt.reason"), reason, "{span:#?}");
         assert_eq!(span.attribute("http.response.status_code"), "200");
@@ -145,14 +146,22 @@ async fn without_an_endpoint_there_are_no_traces_and_vault_is_told_of_none() -> 
     Ok(())
 }
 
-/// Makes the daemon prefer this address, so that its fault is met.
-async fn go_to(proxy: &FaultProxy, daemon: &Daemon) -> lab::Result {
-    let before = daemon.metric(ATTEMPTS, &label(proxy)).await?;
-    eventually("the first address is asked", PATIENCE, || async {
+/// Makes the daemon prefer `proxy` to `other`, which is slow for a while, so that the fault
+/// of `proxy` is met.
+async fn go_to(proxy: &FaultProxy, other: &FaultProxy, daemon: &Daemon) -> lab::Result {
+    other.delay(Duration::from_millis(500));
+    let asked = async || -> lab::Result<(f64, f64)> {
+        let proxy = daemon.metric(ATTEMPTS, &label(proxy)).await?;
+        Ok((proxy, daemon.metric(ATTEMPTS, &label(other)).await?))
+    };
+    eventually("a call goes to the one address only", PATIENCE, || async {
+        let before = asked().await?;
         daemon.kms().v1().encrypt(PLAINTEXT).await?;
-        Ok((daemon.metric(ATTEMPTS, &label(proxy)).await? > before).then_some(()))
+        let after = asked().await?;
+        Ok((after.0 > before.0 && after.1 == before.1).then_some(()))
     })
-    .await
+    .await?;
+    other.heal().await
 }
 
 const ATTEMPTS: &str = "vault_kms_proxy_attempt_duration_seconds_count";

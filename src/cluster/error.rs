@@ -123,11 +123,25 @@ impl Fault {
         }
     }
 
+    /// Whether the address has said itself that it serves nobody now.
+    pub const fn ejects(&self) -> bool {
+        matches!(self, Self::Elsewhere { verdict, .. } if verdict.eject)
+    }
+
     /// Whether a server may have acted on the request, so that what is not repeatable
     /// must not be sent again. An answer that says "not here" is the server's word that
-    /// it did not.
+    /// it did not; a gateway's word that it got no answer is none.
     pub const fn may_have_been_served(&self) -> bool {
-        matches!(self, Self::Connection(_) | Self::Deadline | Self::Silent(_) | Self::Broken(_))
+        match self {
+            Self::Connection(_) | Self::Deadline | Self::Silent(_) | Self::Broken(_) => true,
+            Self::Elsewhere { verdict, .. } => verdict.maybe_served,
+            Self::Unreachable(_)
+            | Self::Tls(_)
+            | Self::Unsendable(_)
+            | Self::BreakerOpen { .. }
+            | Self::Stale { .. }
+            | Self::TokenRefused => false,
+        }
     }
 
     /// Whether it will be the same for as long as a call lasts: a certificate does not

@@ -145,10 +145,14 @@ impl Http {
             match self.exchange_once(request).await {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => {
-                    // Nothing was answered on it, but the bytes may have gone out.
+                    // Nothing was answered on it, but the bytes may have gone out. Once that
+                    // is an idle connection's end; twice, the server breaks off.
                     let may_repeat = failure.pooled_connection_was_closed
-                        && closed < MAX_CLOSED_CONNECTIONS
-                        && (call.operation.repeatable() || !failure.fault.may_have_been_served());
+                        && if failure.fault.may_have_been_served() {
+                            call.operation.repeatable() && closed == 0
+                        } else {
+                            closed < MAX_CLOSED_CONNECTIONS
+                        };
                     if !may_repeat {
                         return Err(failure.fault);
                     }

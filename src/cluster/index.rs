@@ -326,8 +326,13 @@ mod tests {
     async fn an_address_that_refuses_an_index_is_not_sent_another() {
         let layer = layer();
         let _ = ask(&layer, false, Ok(answering(&told("40")))).await;
-        let verdict =
-            Elsewhere { reason: "no index", at_fault: false, eject: false, again_after: None };
+        let verdict = Elsewhere {
+            reason: "no index",
+            at_fault: false,
+            eject: false,
+            maybe_served: false,
+            again_after: None,
+        };
         let refused = || Err(Fault::Elsewhere { status: 400, verdict: verdict.clone() });
         let _ = ask(&layer, false, refused()).await;
         assert!(layer.hands_on.is_certain(), "nothing was sent, so it was not about that");

@@ -170,6 +170,9 @@ pub struct Elsewhere {
     pub at_fault: bool,
     /// Open the breaker at once (a sealed node does not serve the next call either).
     pub eject: bool,
+    /// The request may have been acted on all the same (a gateway that gave up waiting), so
+    /// what is not repeatable must not be sent again.
+    pub maybe_served: bool,
     /// The soonest that the same address is worth another try.
     pub again_after: Option<Duration>,
 }
@@ -206,6 +209,13 @@ impl Operation {
 // === impl Verb ===
 
 impl Verb {
+    /// Whether it is what clusters are there for, and any node serves it by itself. What a
+    /// node says to the others (a quota on logins, no active node to hand them on to) says
+    /// nothing about these.
+    pub const fn is_transit(self) -> bool {
+        matches!(self, Self::Encrypt | Self::Decrypt | Self::ReadKey)
+    }
+
     /// The word that metrics and spans use.
     pub const fn as_str(self) -> &'static str {
         match self {

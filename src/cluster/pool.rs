@@ -20,7 +20,7 @@ use tower::{Layer as _, Service, ServiceExt as _};
 use super::address::{Address, Role, UnderWay};
 use super::breaker::{Breaker, BreakerLayer, BreakerState, Witness};
 use super::error::{AttemptError, Fault};
-use super::operation::{AddressIndex, AddressSet, Answer, Attempt, AttemptReason, Fate};
+use super::operation::{AddressIndex, AddressSet, Answer, Attempt, AttemptReason, Fate, Verb};
 use super::probe;
 use crate::clock::Jitter;
 use crate::config::settings::ClusterName;
@@ -107,6 +107,7 @@ pub struct InFlight {
     lot: Arc<Lot>,
     /// Addresses of the cluster.
     addresses: usize,
+    verb: Verb,
     _under_way: UnderWay,
     _scouting: Option<Scouting>,
     answering: BoxFuture<'static, Result<Answer, AttemptError>>,
@@ -195,7 +196,7 @@ where
             }
             // To wait is better than to fail: most such times are an election and end
             // within seconds.
-            let turn = self.parking.turn(attempt.number, attempt.call.deadline).await;
+            let turn = self.parking.turn(&attempt).await;
             flight = match turn {
                 Some(Turn::Go) => self.take_off(&attempt),
                 Some(Turn::Scout(index, scouting)) => self.scout(index, scouting, &attempt),
@@ -275,6 +276,7 @@ where
             preferred: Arc::clone(&self.preferred),
             lot: Arc::clone(self.parking.lot()),
             addresses: roster.len(),
+            verb: attempt.call.operation.verb,
             _scouting: scouting,
             answering: service.call(attempt.clone()).boxed(),
         })
@@ -397,6 +399,7 @@ impl<S: Send + Sync + 'static> View for Members<S> {
             index: endpoint.address.index,
             is_sound: endpoint.is_sound(),
             is_trial_due: Standing::of(&endpoint.breaker) == Standing::TrialDue,
+            is_probed_bad: endpoint.breaker.is_probed_bad(),
         };
         self.roster().iter().map(seen).collect()
     }
@@ -479,7 +482,7 @@ impl Future for InFlight {
             let (index, took) = (self.address.index, self.began.elapsed());
             // What a loser brings late is news only when it is good.
             if result.is_ok() || !self.fate.is_given_up() {
-                self.lot.hear(index, &result, took, self.addresses);
+                self.lot.hear(index, self.verb, &result, took, self.addresses);
             }
             Landed { index, took, result, preferred: Arc::clone(&self.preferred) }
         })

@@ -41,6 +41,8 @@ pub(crate) enum Reply {
     Http(u16, String),
     Dated(u16, String, &'static str),
     Unreachable,
+    /// No answer, not even at the deadline.
+    Never,
 }
 
 type Script = dyn Fn(&Seen) -> Reply + Send + Sync;
@@ -270,7 +272,7 @@ impl Scripted {
         let (status, body, date) = match reply {
             Reply::Http(status, body) => (status, body, None),
             Reply::Dated(status, body, date) => (status, body, Some(date)),
-            Reply::Unreachable => {
+            Reply::Unreachable | Reply::Never => {
                 let fault = Fault::Connection("connection refused".to_owned());
                 return Err(fail(CallErrorKind::Exhausted, Some(fault)));
             }
@@ -307,6 +309,9 @@ impl Transport for Scripted {
         self.seen.lock().unwrap().push(seen.clone());
         let reply = (self.script)(&seen);
         Box::pin(async move {
+            if matches!(reply, Reply::Never) {
+                std::future::pending::<()>().await;
+            }
             tokio::time::sleep(Duration::from_millis(1)).await;
             Self::judge(&call, reply)
         })

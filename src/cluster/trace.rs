@@ -4,6 +4,7 @@
 //! status. No token and no body comes near a span.
 
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -18,6 +19,10 @@ use super::error::{AttemptError, Fault};
 use super::operation::{Answer, Attempt};
 use crate::config::settings::ClusterName;
 use crate::telemetry::metrics::{self, Metric};
+
+/// What an attempt that failed counts for in its address's latency: the repeat that follows
+/// takes longer than any answer of a sound Vault, so that those come first for a while.
+const FAULT_COST: Duration = Duration::from_millis(250);
 
 /// Makes [`Trace`]s for one address.
 #[derive(Clone, Debug)]
@@ -95,8 +100,10 @@ impl TraceLayer {
             Err(AttemptError { fault, .. }) => {
                 span.record("otel.status_code", "ERROR");
                 span.record("error.type", outcome);
+                if fault.is_address_fault() {
+                    self.address.latency.waited(took.max(FAULT_COST));
+                }
                 match fault {
-                    Fault::Deadline => self.address.latency.waited(took),
                     Fault::Elsewhere { status, .. } => {
                         self.note_elsewhere(*status);
                         span.record("http.response.status_code", status);

@@ -9,7 +9,9 @@
 //! Any node's answer counts for that, because nodes' roles are not known here. A standby
 //! that is behind catches up within seconds, so it does not repeat itself for a minute; one
 //! that is cut off from its leader does. When it is the only node within reach, its older
-//! version encrypts until another answers: key_id then goes back, but nothing is lost.
+//! version encrypts until another answers: key_id then goes back, but nothing is lost. After
+//! a restart the version that encrypted last stands for what is known, and until something
+//! is believed the key counts as unread.
 //!
 //! *Activation.* A new version encrypts only when it is `activationDelay` old by Vault's
 //! clock, so that every node switches in the same second and no standby is asked to
@@ -165,6 +167,9 @@ impl SeenKey {
         let order = (*created, read.latest_version);
         self.gone = None;
         let observation = match &self.adopted {
+            None if self.activation.is_some_and(|last| order < (last.created, last.version)) => {
+                self.doubt(order, now)
+            }
             None => Observation::First,
             Some(known) if order == known.order => Observation::Same,
             Some(known) if order > known.order => {

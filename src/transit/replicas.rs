@@ -5,7 +5,7 @@
 //! of its key, or are meant to be. So:
 //!
 //! - *Who is asked.* The first, and the next beside it when it fails, or stays silent for
-//!   [`PATIENCE`] or two fifths of the time left. A cluster that is known to be away (no
+//!   `PATIENCE` or two fifths of the time left. A cluster that is known to be away (no
 //!   address of it is usable, or it failed or was overtaken as a whole) is asked last, until a
 //!   scout or a call finds it back: no call waits for what the one before has waited for.
 //! - *Decrypt* goes to any of them: the key's types are authenticated, so a cluster with other
@@ -17,6 +17,8 @@
 //!   metadata. Beside each encrypt at a replica the canary is decrypted there once more, and
 //!   the answer counts only when that went well: what was true a minute ago is no proof for a
 //!   ciphertext of now.
+//! - Until the first cluster's metadata is read, and when that tells of another key, the
+//!   canary goes before an encrypt at the first cluster as well.
 //! - What contradicts a proof ends it: the first cluster decrypts what the replica cannot, or
 //!   the other way round, or the replica's metadata says something else.
 
@@ -271,6 +273,14 @@ impl Shared {
         order
     }
 
+    /// Whether the first cluster said in this life that it has `version`. One whose number it
+    /// did not tell is newer than that answer, and it refuses a number that it has not.
+    fn is_said(&self, version: KeyVersion) -> bool {
+        let said = self.first_said.lock().unwrap_or_else(PoisonError::into_inner);
+        said.as_ref()
+            .is_some_and(|key| key.version(version.number).is_none_or(|there| there == version))
+    }
+
     /// Encrypts at one cluster. What a replica answers counts only when its canary decrypts
     /// beside it.
     fn encrypt_at(
@@ -282,6 +292,9 @@ impl Shared {
     ) -> BoxFuture<'static, Result<Wrapped, TransitError>> {
         Box::pin(async move {
             let tier = &self.tiers[t];
+            if t == FIRST && !self.is_said(version) {
+                self.decrypt_canary_by(FIRST, version, deadline).await?;
+            }
             let encrypt = tier.key.encrypt(&plaintext, Some(version), deadline);
             if t == FIRST {
                 return encrypt.await;
@@ -379,11 +392,10 @@ impl Shared {
         thrown_away(wrapped, what, self.key_of(replica))
     }
 
-    /// Ends a proof. A new one takes a new canary.
+    /// Ends a proof. A new one takes a new canary; the other replicas keep the one there is.
     fn revoke(&self, replica: usize, version: KeyVersion, why: String) {
         let tier = &self.tiers[replica];
         if tier.proof().revoke(version, why.clone()) {
-            self.canaries.forget(version);
             tracing::error!(
                 kek = %self.settings.name, cluster = %tier.cluster(), version = version.number, why,
                 "The replica's key is not what the first cluster holds; it encrypts no longer."

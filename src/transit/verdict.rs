@@ -68,7 +68,7 @@ pub fn classify(verb: Verb, status: StatusCode, headers: &HeaderMap, body: &[u8]
             Verdict::Stale("the key was not found")
         }
         404 | 405 => Verdict::Stale("there is no such mount, namespace or path"),
-        408 => elsewhere("gave up waiting").after(ELECTION).into(),
+        408 => elsewhere("gave up waiting").maybe_served().after(ELECTION).into(),
         412 => elsewhere("is behind what was seen elsewhere").after(CATCH_UP).into(),
         429 if text.has("quota") => {
             elsewhere("limits our rate").after(retry_after(headers, RATE_LIMIT)).into()
@@ -222,9 +222,13 @@ fn classify_server_error(status: StatusCode, text: Text) -> Verdict {
     } else if text.has("failed to parse batch input") || text.has("associated_data") {
         Verdict::Final // a batch that must be sent one by one
     } else if matches!(status.as_u16(), 502 | 504) {
-        elsewhere("could not be reached through its gateway").fault().after(ELECTION).into()
+        elsewhere("could not be reached through its gateway")
+            .fault()
+            .maybe_served()
+            .after(ELECTION)
+            .into()
     } else {
-        elsewhere("has a server error").fault().into()
+        elsewhere("has a server error").fault().maybe_served().into()
     }
 }
 
@@ -249,7 +253,7 @@ fn retry_after(headers: &HeaderMap, otherwise: Duration) -> Duration {
 }
 
 const fn elsewhere(reason: &'static str) -> Elsewhere {
-    Elsewhere { reason, at_fault: false, eject: false, again_after: None }
+    Elsewhere { reason, at_fault: false, eject: false, maybe_served: false, again_after: None }
 }
 
 // === impl TransitVerdicts ===
@@ -283,6 +287,11 @@ impl Elsewhere {
     const fn eject(mut self) -> Self {
         self.at_fault = true;
         self.eject = true;
+        self
+    }
+
+    const fn maybe_served(mut self) -> Self {
+        self.maybe_served = true;
         self
     }
 

@@ -3,6 +3,7 @@
 mod wrapped;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use secrecy::ExposeSecret as _;
@@ -27,7 +28,7 @@ pub(super) struct AppRole {
 enum Proof {
     Nothing,
     SecretId(SecretSource),
-    Wrapped(Box<Wrapped>),
+    Wrapped(Arc<Wrapped>),
 }
 
 // === impl AppRole ===
@@ -39,7 +40,7 @@ impl AppRole {
             SecretId::None => Proof::Nothing,
             SecretId::Given(source) => Proof::SecretId(source),
             SecretId::Wrapped { token, kept_in } => {
-                Proof::Wrapped(Box::new(Wrapped::new(token, kept_in, &mount, link.clone())))
+                Proof::Wrapped(Arc::new(Wrapped::new(token, kept_in, &mount, link.clone())))
             }
         };
         Self { mount, role_id, proof, link }

@@ -157,3 +157,47 @@ async fn a_new_secret_id_in_its_file_ends_the_wait_after_a_rejection() {
     cluster.ready(Deadline::after(Duration::from_secs(30))).await.unwrap();
     assert_eq!(scripted.count(Verb::Login), 3, "one, one soon after, and the good one");
 }
+
+/// AppRole with a secret id that `token` wraps.
+fn wrapped(token: &str, kept_in: &std::path::Path) -> AuthSettings {
+    AuthSettings::AppRole(AppRoleSettings {
+        mount: "approle".to_owned(),
+        role_id: SecretSource::Inline(ROLE_ID.into()),
+        secret_id: SecretId::Wrapped {
+            token: SecretSource::Inline(token.into()),
+            kept_in: kept_in.to_owned(),
+        },
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unwrapped_secret_id_outlives_its_cluster_and_a_new_token_that_nobody_can_look_at() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept_in = folder.path().join("secret-id");
+    let is_unwrapping = Arc::new(tokio::sync::Notify::new());
+    let unwrapping = Arc::clone(&is_unwrapping);
+    let (cluster, _) = testing::cluster(wrapped("w1", &kept_in), move |seen| match seen.verb {
+        Verb::LookupWrapping => {
+            ok(r#"{"data":{"creation_path":"auth/approle/role/kms/secret-id"}}"#)
+        }
+        Verb::Unwrap => {
+            unwrapping.notify_one();
+            ok(format!(r#"{{"data":{{"secret_id":"{SECRET_ID}"}}}}"#))
+        }
+        _ => testing::login("t1", 60, true),
+    });
+    is_unwrapping.notified().await;
+    drop(cluster);
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let kept = std::fs::read_to_string(&kept_in).unwrap();
+    assert!(kept.contains(SECRET_ID));
+
+    let (cluster, scripted) = testing::cluster(wrapped("w2", &kept_in), |seen| match seen.verb {
+        Verb::LookupWrapping => Reply::Unreachable,
+        _ => testing::login("t1", 60, true),
+    });
+    cluster.ready(soon()).await.unwrap();
+    assert_eq!(scripted.count(Verb::LookupWrapping), 1);
+}

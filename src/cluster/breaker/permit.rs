@@ -36,6 +36,10 @@ impl Permit {
     ) {
         let given_up = attempt.fate.is_given_up() && !self.0.trial;
         let evidence = match result {
+            // That it serves nobody is the node's own word, whoever won the race.
+            Err(error) if given_up && error.fault.ejects() => {
+                self.0.state.evidence(&error.fault, took)
+            }
             _ if given_up => Evidence::Nothing,
             Ok(_) => Evidence::Sound,
             Err(error) => self.0.state.evidence(&error.fault, took),

@@ -44,6 +44,8 @@ struct State {
     /// Times that it has been opened, or kept open, since it was last closed.
     stretches: u32,
     last_fault: Option<String>,
+    /// When a probe was bad, if neither a probe nor an attempt has been good since.
+    probed_bad_at: Option<Instant>,
     /// Outcomes since the last change of phase.
     window: Window,
     opened: u64,
@@ -107,6 +109,7 @@ impl BreakerState {
             epoch: 0,
             stretches: 0,
             last_fault: None,
+            probed_bad_at: None,
             window: Window::new(policy.window),
             opened: 0,
             reason: None,
@@ -134,6 +137,13 @@ impl BreakerState {
     /// The last fault that counted since the address was last sound.
     pub fn last_fault(&self) -> Option<String> {
         self.lock().last_fault.clone()
+    }
+
+    /// Whether probes say that it is of no use: the next good one will tell when that ends,
+    /// so that no call need be sent to see. A prober that reports nothing is not waited for.
+    pub fn is_probed_bad(&self) -> bool {
+        let bad_at = self.lock().probed_bad_at;
+        bad_at.is_some_and(|at| at.elapsed() < self.0.policy.probe_patience)
     }
 
     /// Ends when something about it changes after the first poll.
@@ -193,6 +203,9 @@ impl BreakerState {
     /// a few that failed within a month would leave out an address that nobody calls.
     pub fn probe_good(&self) {
         let mut state = self.lock();
+        if state.probed_bad_at.take().is_some() {
+            self.0.changed.notify_waiters();
+        }
         match &mut state.gate {
             Gate::Closed { faults, of_probes } if *faults > 0 && faults == of_probes => {
                 (*faults, *of_probes) = (0, 0);
@@ -211,6 +224,7 @@ impl BreakerState {
     /// one fault. An open one stays open, and longer each time that a trial would be due.
     pub fn probe_bad(&self, why: String) {
         let mut state = self.lock();
+        state.probed_bad_at = Some(Instant::now());
         let stretches = state.stretches;
         let what = match &mut state.gate {
             Gate::Closed { of_probes, .. } => {
@@ -231,9 +245,8 @@ impl BreakerState {
                 why
             }
         };
+        // Nobody is woken: nothing may happen sooner than before.
         state.last_fault = Some(what);
-        drop(state);
-        self.0.changed.notify_waiters();
     }
 
     /// When the prober is to be told that the time is up, if that is still to come.
@@ -364,6 +377,7 @@ impl BreakerState {
 
     fn sound(&self, mut state: MutexGuard<'_, State>) {
         state.last_fault = None;
+        state.probed_bad_at = None;
         if let Gate::Closed { faults, of_probes } = &mut state.gate {
             (*faults, *of_probes) = (0, 0);
             state.window.count(false);

@@ -269,6 +269,21 @@ async fn a_caller_who_goes_away_says_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_loser_that_says_that_it_serves_nobody_is_believed() {
+    let (state, mut service, mut server) = breaker();
+    assert_ready_ok!(service.poll_ready());
+    let lost = attempt();
+    let fate = lost.fate.clone();
+    let mut answering = task::spawn(service.call(lost));
+    assert_pending!(answering.poll());
+    let (_, send) = server.next_request().await.unwrap();
+    fate.give_up();
+    send.send_response(Err(fault(Fault::Elsewhere { status: 503, verdict: sealed() })));
+    let _ = answering.await;
+    assert_eq!(state.phase(), BreakerPhase::Open);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_losers_outcome_says_nothing_but_its_silence_does() {
     let (state, mut service, mut server) = breaker();
     for n in 1..=10 {

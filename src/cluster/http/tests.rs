@@ -1,5 +1,6 @@
 //! Real sockets on loopback: servers that break in every way that one can.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustls::server::WebPkiClientVerifier;
@@ -172,6 +173,33 @@ async fn a_closed_pooled_connection_is_no_fault() {
     for _ in 0..10 {
         ask(&http).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_server_that_breaks_off_under_two_requests_is_at_fault() {
+    let broken = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&broken);
+    let all = Arc::new(tokio::sync::Barrier::new(4));
+    let (port, _server) = server(move |_, mut stream| {
+        let (counter, all) = (Arc::clone(&counter), Arc::clone(&all));
+        async move {
+            request(&mut stream).await.unwrap();
+            all.wait().await; // so that each request has a connection of its own
+            say(&mut stream, GOOD).await;
+            request(&mut stream).await;
+            counter.fetch_add(1, Ordering::Relaxed);
+            stream.set_zero_linger().unwrap();
+        }
+    })
+    .await;
+    let http = plain(port);
+    // Four connections that have all served, and will all break under their next request.
+    for answer in futures_util::future::join_all((0..4).map(|_| ask(&http))).await {
+        answer.unwrap();
+    }
+    let fault = ask(&http).await.unwrap_err();
+    assert!(matches!(fault, Fault::Connection(_)), "{fault:?}");
+    assert_eq!(broken.load(Ordering::Relaxed), 2);
 }
 
 #[tokio::test]

@@ -4,9 +4,13 @@
 //! must not be multiplied by everybody's repeats. So, while no address is usable, calls
 //! stand in one line, and at most two at a time leave it as *scouts*: each address is asked
 //! about once a second, whatever its breaker says, by the call that has been sent least
-//! often. When something shows that an address answers, the others follow in steps: two,
-//! and two more for each answer, so that a node that has just come back gets as much as it
-//! can answer and not all at once. Whoever comes meanwhile stands at the end of the line.
+//! often and has the most time left. Where probes say that an address is of no use, only a
+//! call of kube-apiserver that was not sent yet goes there: the probes will tell when that
+//! ends, so a repeat brings nothing, and the daemon's own errands can wait. When something
+//! shows that an address answers, the others follow in steps: two, and two more for each
+//! answer, so that a node that has just come back gets as much as it can answer and not all
+//! at once. Whoever comes meanwhile stands at the end of the line; whoever has no time left
+//! for an answer is passed over.
 //!
 //! A call whose repeat the budget refused stands in the same line.
 //!
@@ -20,12 +24,12 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use opentelemetry::KeyValue;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use crate::clock::{Deadline, Jitter};
+use crate::clock::Jitter;
 use crate::cluster::error::AttemptError;
-use crate::cluster::operation::{AddressIndex, AddressSet, Answer};
+use crate::cluster::operation::{AddressIndex, AddressSet, Answer, Attempt, Verb};
 use crate::config::settings::ClusterName;
 use crate::task::OwnedTask;
 use crate::telemetry::metrics::{self, Metric};
@@ -80,6 +84,12 @@ pub(super) struct Scouting {
 /// Counts a parked call.
 struct Place<'a>(&'a Lot);
 
+/// What a parked call waits for. A flight that it was given and never saw ends with it.
+struct Granted<'a> {
+    lot: &'a Lot,
+    grant: oneshot::Receiver<Grant>,
+}
+
 // === impl Parking ===
 
 impl Parking {
@@ -104,11 +114,11 @@ impl Parking {
         self.lot.parked.load(Ordering::Relaxed) > 0
     }
 
-    /// Waits in line, as a call whose next attempt is its `number`th. `None` when its
-    /// deadline comes first, or no address wants to be asked before it, or the line is full.
-    pub(super) async fn turn(&self, number: u32, deadline: Deadline) -> Option<Turn> {
-        let lot = &self.lot;
-        if self.is_hopeless(deadline) || lot.parked.load(Ordering::Relaxed) >= MOST_PARKED {
+    /// Waits in line, as a call whose next attempt is this one. `None` when its deadline
+    /// comes first, or no address wants to be asked before it, or the line is full.
+    pub(super) async fn turn(&self, attempt: &Attempt) -> Option<Turn> {
+        let (lot, deadline) = (&self.lot, attempt.call.deadline);
+        if self.is_hopeless(attempt) || lot.parked.load(Ordering::Relaxed) >= MOST_PARKED {
             return None;
         }
         self.attendant.get_or_init(|| {
@@ -116,19 +126,19 @@ impl Parking {
             OwnedTask::spawn_again("parking", move || attend(Arc::clone(&lot), Arc::clone(&view)))
         });
         let _place = Place::take(lot);
-        let granted = {
-            let addresses = self.view.seen().len();
-            lot.plan().enqueue(number, deadline, addresses)
-        };
+        let addresses = self.view.seen().len();
+        let grant = lot.plan().enqueue(attempt, addresses);
+        let mut granted = Granted { lot, grant };
         lot.changed.notify_one();
-        let granted = tokio::time::timeout_at(deadline.instant(), granted);
-        Some(lot.turn(granted.await.ok()?.ok()?))
+        let grant = tokio::time::timeout_at(deadline.instant(), &mut granted.grant);
+        Some(lot.turn(grant.await.ok()?.ok()?))
     }
 
     /// A scout for a call that does not wait: a hedge beside a scout that is silent.
     pub(super) fn turn_now(&self, except: AddressSet) -> Option<(AddressIndex, Scouting)> {
         let (seen, now) = (self.view.seen(), Instant::now());
         let mut plan = self.lot.plan();
+        let except = plan::hopeless(&seen).fold(except, AddressSet::with);
         let index = plan.due(&seen, except, now).ok()?;
         let grant = plan.launch(index, seen.len(), now, &self.lot.jitter);
         drop(plan);
@@ -138,9 +148,19 @@ impl Parking {
         }
     }
 
-    /// Whether every address asked for more time than there is.
-    fn is_hopeless(&self, deadline: Deadline) -> bool {
-        let seen = self.view.seen();
+    /// Whether every address asked for more time than there is; or is of no use by its
+    /// probes, and nobody waits for a renewal, which comes again in its own time: those that
+    /// stood here would all go in the moment in which the address is back. One that is not
+    /// resolved yet asked for nothing.
+    fn is_hopeless(&self, attempt: &Attempt) -> bool {
+        let (seen, deadline) = (self.view.seen(), attempt.call.deadline);
+        if seen.is_empty() {
+            return false;
+        }
+        let can_come_again = attempt.call.operation.verb == Verb::RenewSelf;
+        if can_come_again && seen.iter().all(|address| address.is_probed_bad) {
+            return true;
+        }
         let plan = self.lot.plan();
         seen.iter().all(|address| plan.rests_beyond(address.index, deadline))
     }
@@ -191,13 +211,19 @@ impl Lot {
     pub(super) fn hear(
         &self,
         index: AddressIndex,
+        verb: Verb,
         result: &Result<Answer, AttemptError>,
         took: Duration,
         addresses: usize,
     ) {
-        if self.plan().hear(index, result, took, addresses, &self.jitter) {
+        if self.plan().hear(index, verb, result, took, addresses, &self.jitter) {
             self.look();
         }
+    }
+
+    fn landed(&self, flight: u64) {
+        self.plan().landed(flight);
+        self.look();
     }
 
     fn look(&self) {
@@ -232,12 +258,20 @@ impl fmt::Debug for Parking {
     }
 }
 
-// === impl Scouting, Place ===
+// === impl Scouting, Granted, Place ===
 
 impl Drop for Scouting {
     fn drop(&mut self) {
-        self.lot.plan().landed(self.flight);
-        self.lot.look();
+        self.lot.landed(self.flight);
+    }
+}
+
+impl Drop for Granted<'_> {
+    fn drop(&mut self) {
+        self.grant.close();
+        if let Ok(Grant::Scout(_, flight)) = self.grant.try_recv() {
+            self.lot.landed(flight);
+        }
     }
 }
 

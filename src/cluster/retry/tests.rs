@@ -6,7 +6,9 @@ use tokio::time::Instant;
 use super::*;
 use crate::cluster::breaker::BreakerPhase;
 use crate::cluster::operation::{AddressIndex, AddressSet, Elsewhere, Verb, Verdict};
-use crate::cluster::stack::testing::{Does, Scripted, call, call_of, leaderless, name, sealed};
+use crate::cluster::stack::testing::{
+    Does, Scripted, call, call_of, gateway, leaderless, name, sealed,
+};
 
 const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -305,6 +307,16 @@ async fn a_login_is_repeated_only_when_no_server_can_have_seen_it() {
         Scripted::new(2, |index, _| if index == 0 { Does::Breaks } else { Does::Answers });
     scripted.stack.call(login()).await.unwrap_err();
     assert_eq!(scripted.asked(), [0]);
+
+    for (verdict, asked) in [(gateway(), &[0][..]), (leaderless(), &[0, 1])] {
+        let maybe_served = verdict.maybe_served;
+        let mut scripted = Scripted::new(2, move |index, _| match index {
+            0 => Does::Says(Verdict::Elsewhere(verdict.clone())),
+            _ => Does::Answers,
+        });
+        assert_eq!(scripted.stack.call(login()).await.is_err(), maybe_served);
+        assert_eq!(scripted.asked(), asked);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -313,6 +325,7 @@ async fn an_address_that_asks_for_time_gets_it() {
         reason: "rate limited",
         at_fault: false,
         eject: false,
+        maybe_served: false,
         again_after: Some(ms(700)),
     };
     let scripted = Scripted::new(1, move |_, number| {

@@ -73,17 +73,39 @@ pub(crate) fn answer(status: u16) -> Answer {
 }
 
 pub(crate) fn sealed() -> Elsewhere {
-    Elsewhere { reason: "sealed", at_fault: true, eject: true, again_after: None }
+    Elsewhere {
+        reason: "sealed",
+        at_fault: true,
+        eject: true,
+        maybe_served: false,
+        again_after: None,
+    }
 }
 
 pub(crate) fn leaderless() -> Elsewhere {
     let again_after = Some(Duration::from_millis(250));
-    Elsewhere { reason: "has no active node", at_fault: false, eject: false, again_after }
+    Elsewhere {
+        reason: "has no active node",
+        at_fault: false,
+        eject: false,
+        maybe_served: false,
+        again_after,
+    }
+}
+
+pub(crate) fn gateway() -> Elsewhere {
+    Elsewhere { reason: "gateway", maybe_served: true, ..leaderless() }
 }
 
 pub(crate) fn limited() -> Elsewhere {
     let again_after = Some(Duration::from_millis(700));
-    Elsewhere { reason: "rate limited", at_fault: false, eject: false, again_after }
+    Elsewhere {
+        reason: "rate limited",
+        at_fault: false,
+        eject: false,
+        maybe_served: false,
+        again_after,
+    }
 }
 
 /// What a scripted address does with an attempt.
@@ -125,6 +147,7 @@ impl Classify for Scriptural {
             "stale" => Verdict::Stale("version is too new"),
             "sealed" => Verdict::Elsewhere(sealed()),
             "leaderless" => Verdict::Elsewhere(leaderless()),
+            "gateway" => Verdict::Elsewhere(gateway()),
             "limited" => Verdict::Elsewhere(limited()),
             other => panic!("unknown verdict {other}"),
         }
@@ -137,6 +160,7 @@ fn wire(verdict: &Verdict) -> &'static str {
         Verdict::TokenRefused => "token",
         Verdict::Stale(_) => "stale",
         Verdict::Elsewhere(e) if e.eject => "sealed",
+        Verdict::Elsewhere(e) if e.maybe_served => "gateway",
         Verdict::Elsewhere(e) if *e == leaderless() => "leaderless",
         Verdict::Elsewhere(_) => "limited",
     }
@@ -185,6 +209,12 @@ impl Scripted {
     }
 
     /// A probe of the address `index` ends well; nothing here probes by itself.
+    pub(crate) fn probe_bad(&self, index: u8) {
+        let roster = self.stack.members.roster();
+        let endpoint = roster.get(AddressIndex(index)).unwrap();
+        endpoint.breaker.probe_bad("connection refused".to_owned());
+    }
+
     pub(crate) fn probe_good(&self, index: u8) {
         let roster = self.stack.members.roster();
         roster

@@ -121,6 +121,26 @@ async fn calls_leave_an_address_that_became_slow_and_come_back_when_the_others_d
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_address_that_failed_comes_after_the_others_until_that_is_old() {
+    let fails = Arc::new(AtomicU64::new(1));
+    let script = Arc::clone(&fails);
+    let mut scripted =
+        Scripted::new(2, move |index, _| match (index, script.load(Ordering::Relaxed)) {
+            (0, 1) => Does::Refuses,
+            _ => Does::AnswersAfter(ms(20)),
+        });
+    for _ in 0..10 {
+        scripted.stack.call(call()).await.unwrap();
+    }
+    assert_eq!(scripted.asked(), [vec![0], vec![1; 10]].concat(), "one fault is enough");
+    fails.store(0, Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    address(&scripted, 1).latency.observe(ms(300));
+    scripted.stack.call(call()).await.unwrap();
+    assert_eq!(scripted.asked(), [0], "it gets its chance again");
+}
+
+#[tokio::test(start_paused = true)]
 async fn attempts_under_way_make_room_for_others() {
     let mut scripted = Scripted::new(3, |_, _| Does::AnswersAfter(ms(20)));
     for index in 0..3 {

@@ -2,13 +2,15 @@
 //!
 //! Two states: [`Keeper::obtain`] until there is a token that Vault accepts,
 //! [`Keeper::hold`] until it must be got anew. The old token stays in use until the new
-//! one is there, and is given up early only when Vault itself says that it is dead.
+//! one is there, and is given up early only when Vault itself says that it is dead. While
+//! logins fail it is renewed for as long as it can be.
 
 mod look;
 mod plan;
 mod publish;
 mod recall;
 mod rehearse;
+mod renew;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +18,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until};
-use tracing::{debug, warn};
+use tracing::warn;
 
 use self::look::Checked;
 use self::plan::{KnownLease, Step, backoff, pause_after};
@@ -28,7 +30,7 @@ use super::{Current, Report};
 use crate::clock::{Deadline, Jitter};
 use crate::cluster::auth::{AuthError, Begin, Fingerprint, Method, Source, fingerprint};
 use crate::cluster::authenticate::Link;
-use crate::cluster::{Answer, CallError, CallErrorKind, Operation, words};
+use crate::cluster::{Answer, CallError, CallErrorKind, Operation};
 
 /// How long a login, lookup or renewal may take. Writes that a frozen leader held up came
 /// back after 13 s; by then another try is the better way.
@@ -144,6 +146,9 @@ impl Keeper {
             };
             let Err(error) = outcome else { return };
             self.tell_failure(&error);
+            if self.renew_instead(&error).await {
+                return;
+            }
             // A whole fleet may have failed in the same moment.
             let pause = self.jitter.half(pause_after(&error, failures));
             failures += 1;
@@ -151,8 +156,11 @@ impl Keeper {
             let is_a_no = !matches!(error, AuthError::Unreachable(_));
             let next_try = is_a_no.then(|| Instant::now() + pause);
             self.publish.send_modify(|current| current.next_try = next_try);
-            self.wait_to_retry(pause).await;
+            let is_renewed = self.wait_to_retry(pause, &error).await;
             self.publish.send_modify(|current| current.next_try = None);
+            if is_renewed {
+                return;
+            }
         }
     }
 
@@ -273,92 +281,28 @@ impl Keeper {
         }
     }
 
-    async fn renew(&mut self) -> Outlook {
-        let (Some(known), Some(held)) = (self.lease, self.held()) else { return Outlook::Lives };
-        let request = lease::renew_request(&self.link, known.lease.granted);
-        let outcome = self.send(request, Some(held.value)).await;
-        let answer = match outcome {
-            Ok(answer) => answer,
-            Err(CallError { kind: CallErrorKind::Agreed(answer), .. }) => *answer,
-            Err(CallError { kind: CallErrorKind::TokenRefused, .. }) => {
-                return match self.check().await {
-                    Outlook::Lives => self.not_renewable("its renewal is refused"),
-                    Outlook::Dead => Outlook::Dead,
-                };
-            }
-            Err(error) => {
-                self.renewal_failed(&error.to_string());
-                return Outlook::Lives;
-            }
-        };
-        if !answer.status.is_success() {
-            let said = words::shortened(&words::errors(&answer.body).unwrap_or_default());
-            return self.not_renewable(&said);
-        }
-        match lease::of_login(&answer.body) {
-            Some(Grant { lease, .. }) => {
-                self.renewed(lease, known.lease.granted);
-                self.keep_cached().await;
-            }
-            None => self.renewal_failed("the answer holds no lease"),
-        }
-        Outlook::Lives
-    }
-
-    fn renewed(&mut self, renewed: Lease, granted: Duration) {
-        // A tenth of slack: Vault rounds, and a moment passed.
-        let is_capped = renewed.ttl.is_some_and(|ttl| ttl < granted * 9 / 10);
-        let lease = Lease { granted, ..renewed };
-        self.learn_lease(lease, is_capped);
-        self.told = None;
-        self.publish.send_modify(|current| current.last_error = None);
-        debug!(cluster = %self.link.name(), ttl = ?renewed.ttl, "Renewed the token.");
-        if is_capped {
-            self.warn_of_its_end(renewed);
-        }
-    }
-
-    fn renewal_failed(&mut self, why: &str) {
-        let Some(known) = self.lease.as_mut() else { return };
-        let left = known.renewal_failed(&self.jitter);
-        let reason = format!("renewal failed: {why}");
-        if self.is_news(&reason) {
-            warn!(
-                cluster = %self.link.name(), left = ?left, error = why,
-                "Could not renew the token; it stays in use and the renewal is repeated."
-            );
-        }
-        self.publish.send_modify(|current| current.last_error = Some(reason));
-    }
-
-    /// Vault answered that this token is not renewed: plan as for one that cannot be.
-    fn not_renewable(&mut self, why: &str) -> Outlook {
-        let Some(known) = self.lease else { return Outlook::Lives };
-        let left = known.left();
-        let lease = Lease { ttl: left, renewable: false, ..known.lease };
-        warn!(cluster = %self.link.name(), error = why, "Vault does not renew the token.");
-        self.learn_lease(lease, false);
-        self.warn_of_its_end(lease);
-        match self.method.source() {
-            Source::Nowhere => Outlook::Lives,
-            Source::File | Source::Login => Outlook::Dead, // as good as: get another now
-        }
-    }
-
-    /// Passes the time until the next try; a changed file ends it early.
-    async fn wait_to_retry(&mut self, pause: Duration) {
+    /// Passes the time until the next try; a changed file ends it early, and so does a
+    /// renewal of the token that is held. Whether it was that.
+    async fn wait_to_retry(&mut self, pause: Duration, error: &AuthError) -> bool {
         let until = Instant::now() + pause;
         let has_files = !self.method.files().is_empty();
         let mut poll = file_poll();
+        let mut renewal = self.next_renewal();
         loop {
             tokio::select! {
-                () = sleep_until(until) => return,
+                () = sleep_until(until) => return false,
+                () = sleep_until(renewal.unwrap_or(until)), if renewal.is_some() => {
+                    if self.renew_instead(error).await {
+                        return true;
+                    }
+                    renewal = self.next_renewal();
+                }
                 () = reported(&mut self.reports) => {
                     self.settle().await; // a dead token is dropped; the next try is coming
                 }
                 _ = poll.tick(), if has_files => {
                     if self.files_changed().await {
-                        return;
+                        return false;
                     }
                 }
             }

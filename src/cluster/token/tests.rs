@@ -4,10 +4,12 @@ use std::sync::atomic::Ordering;
 
 mod recalled;
 mod rehearsed;
+mod renewed;
 
 use super::*;
 use crate::cluster::testing::{
-    self, POLICY_403, Reply, Vault, app_role, decrypt, logged_in, ok, pass, soon, static_token,
+    self, BARE_403, POLICY_403, Reply, Vault, app_role, decrypt, logged_in, ok, pass, soon,
+    static_token,
 };
 use crate::cluster::{CallErrorKind, Verb};
 use crate::config::settings::AuthSettings;

@@ -52,16 +52,16 @@ pub(super) async fn run(core: Arc<Core>) {
     loop {
         let wait = if core.read_once().await {
             backoff = FIRST_BACKOFF;
-            core.rotation.refresh
+            core.jitter.around(core.rotation.refresh)
         } else {
             let unread = core.view.borrow().metadata.is_none();
             let longest = core.rotation.refresh;
             let longest = if unread { longest.min(UNREAD_BACKOFF) } else { longest };
             let wait = backoff.min(longest);
             backoff = backoff.saturating_mul(2).min(longest);
-            wait
+            core.jitter.half(wait) // an outage brings a whole fleet into step
         };
-        core.idle_until(Instant::now() + core.jitter.around(wait)).await;
+        core.idle_until(Instant::now() + wait).await;
     }
 }
 
@@ -143,9 +143,19 @@ impl Core {
                 %kek, latest, delay = ?self.rotation.activation_delay,
                 "The key was rotated; the new version encrypts after the delay."
             ),
-            Observation::Stale { times } => tracing::debug!(
-                %kek, latest, times, "An older state of the key was answered; it is not believed."
-            ),
+            Observation::Stale { times } => {
+                tracing::debug!(
+                    %kek, latest, times,
+                    "An older state of the key was answered; it is not believed."
+                );
+                // After a restart there is nothing else yet.
+                if self.memory.with(|m| m.key.metadata().is_none()) {
+                    return Err(format!(
+                        "Vault answered an older state of the key (latest v{latest}) than the \
+                         one that encrypted last; it is believed when it lasts for a minute"
+                    ));
+                }
+            }
             Observation::Recreated => tracing::error!(
                 %kek, latest,
                 "The key was deleted and made again: what the old one encrypted is lost unless \
@@ -259,8 +269,8 @@ pub(crate) async fn keep_proven(core: Arc<Core>, grace: Duration) {
     let mut views = core.view.subscribe();
     let mut last: Option<Canary> = None;
     loop {
-        let view = core.current();
         views.mark_unchanged();
+        let view = core.current();
         let target = match &view.active {
             Ok(active) => Some(Target::Version(active.key_id.clone())),
             Err(Inactive::Unread) if view.unpinned => Some(Target::Newest),
@@ -291,10 +301,10 @@ pub(crate) async fn keep_proven(core: Arc<Core>, grace: Duration) {
             Err(_) => before.map_or(0, |before| before.failures).saturating_add(1),
         };
         let wait = match failures {
-            0 => period,
-            n => FIRST_BACKOFF.saturating_mul(1 << n.min(10)).min(CANARY_BACKOFF),
+            0 => core.jitter.around(period),
+            // an outage brings a whole fleet into step
+            n => core.jitter.half(FIRST_BACKOFF.saturating_mul(1 << n.min(10)).min(CANARY_BACKOFF)),
         };
-        let wait = core.jitter.around(wait);
         last = Some(Canary { target, at: Instant::now(), failures, wait });
     }
 }

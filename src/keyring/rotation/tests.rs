@@ -80,7 +80,7 @@ fn activation_never_goes_back_while_the_version_may_encrypt() {
     assert_eq!(later.active(10), 2);
     // But not for another key's version of the same number.
     let mut other = Watch { seen: SeenKey::with_activation(activation), ..Watch::new() };
-    other.observe(0, key(2, 1));
+    other.observe(0, key(2, -1));
     assert_eq!(other.active(10), 1);
 }
 
@@ -214,4 +214,29 @@ fn metadata_that_contradicts_itself_changes_nothing() {
     let odd = KeyMetadata { latest_version: 7, ..key(1, 100) };
     assert!(watch.seen.observe(odd, Instant::now()).is_err());
     assert_eq!(watch.latest(), 1);
+}
+
+#[test]
+fn a_first_read_below_what_is_remembered_is_doubted() {
+    let created = key(3, 1_000).versions[&3];
+    let remembered = Activation { version: 3, created };
+    let watch = || Watch { seen: SeenKey::with_activation(remembered), ..Watch::new() };
+    let older = || key(2, 1_000 + 86_400);
+    let mut behind = watch();
+    assert_eq!(behind.observe(0, older()), Observation::Stale { times: 1 });
+    assert_eq!(behind.choose(None, 0, true).active, Err(Inactive::Unread));
+    assert_eq!(behind.seen.activation(), Some(remembered));
+    assert_eq!(behind.observe(5, key(3, 1_000)), Observation::First);
+    assert_eq!(behind.active(5), 3);
+    // Restored from a snapshot meanwhile: that lasts.
+    let mut restored = watch();
+    for (second, times) in [(0, 1), (30, 2)] {
+        assert_eq!(restored.observe(second, older()), Observation::Stale { times });
+    }
+    assert_eq!(restored.observe(60, older()), Observation::RolledBack);
+    assert_eq!(restored.active(60), 2);
+    // Made again meanwhile: a lower number, but newer.
+    let mut again = watch();
+    assert_eq!(again.observe(0, key(1, 500)), Observation::First);
+    assert_eq!(again.active(0), 1);
 }

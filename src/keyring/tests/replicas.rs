@@ -481,3 +481,57 @@ async fn the_tasks_of_replicas_end_with_them() {
     }
     assert_eq!((Arc::strong_count(&a), Arc::strong_count(&b)), (1, 1));
 }
+
+#[tokio::test(start_paused = true)]
+async fn no_canary_is_made_with_a_key_that_the_first_cluster_has_no_longer() {
+    let pair = Pair::start(|a, _| a.refuse_encrypt = Some(Refusal::PolicyDenied));
+    pair.wait(1).await;
+    // With a policy that grants `create`, each attempt would make a new key.
+    pair.at_a(|s| (s.key, s.refuse_encrypt) = (None, None));
+    pair.wait(31).await;
+    pair.at_a(|s| s.encrypts.clear());
+    pair.wait(100).await;
+    assert_eq!(pair.at_a(|s| s.encrypts.len()), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_cluster_is_not_encrypted_at_unread_unless_it_decrypts_the_canary() {
+    for (material, serves) in [(7, true), (9, false)] {
+        let pair = Pair::ready().await;
+        let made = pair.encrypt().await.unwrap();
+        pair.at_a(|s| (s.refuse_read, s.material) = (Some(Refusal::PolicyDenied), material));
+        pair.at_a(|s| s.encrypts.clear());
+        let pair = pair.restart(true);
+        let again = pair.encrypt().await;
+        assert_eq!(again.is_ok_and(|again| again.key_id == made.key_id), serves);
+        pair.wait(20).await;
+        assert_eq!(pair.at_a(|s| !s.encrypts.is_empty()), serves);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_loses_its_proof_takes_no_canary_from_another() {
+    let fakes = ["a", "b", "c"].map(|name| FakeTransit::in_cluster(name, 7, key(1, 1_000)));
+    let mut kek = kek_settings("kube");
+    kek.clusters = ["a", "b", "c"].map(|name| ClusterName::try_new(name).unwrap()).into();
+    kek.replicas = vec![ReplicaSettings { mount: "other".into(), namespace: None }; 2];
+    let keys = fakes.iter().map(|fake| Arc::clone(fake) as Arc<dyn TransitKey>).collect();
+    let canaries = Arc::new(CanaryMemory::new("a".into(), Canaries::new()));
+    let (refresh, jitter) = (Duration::from_secs(30), Arc::new(Jitter::off()));
+    let transit = Replicas::new(Arc::new(kek), keys, canaries, refresh, jitter);
+    let version = transit.read(soon()).await.unwrap().version(1).unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    fakes[0].script.lock().unwrap().down = true;
+    fakes[1].script.lock().unwrap().material = 9;
+    for _ in 0..3 {
+        let plaintext = Plaintext::new(vec![7; 32]);
+        let wrapped = transit.encrypt(&plaintext, Some(version), soon()).await.unwrap();
+        assert_eq!(wrapped.cluster.as_str(), "c");
+        tokio::time::sleep(Duration::from_secs(31)).await;
+    }
+    assert!(transit.tiers()[1].unproven.is_some() && transit.tiers()[2].unproven.is_none());
+    fakes[0].script.lock().unwrap().down = false;
+    fakes[1].script.lock().unwrap().material = 7;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(transit.tiers().iter().all(|tier| tier.unproven.is_none()));
+}

@@ -296,3 +296,35 @@ async fn the_tasks_end_with_the_keyring() {
         assert_eq!(Arc::strong_count(&fake), 1, "a task still holds the key");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn after_a_restart_a_standby_that_is_behind_does_not_take_the_key_id_back() {
+    let mut bench = Bench::ready(&["kube"]).await;
+    let older = bench.script(0, |s| s.key.clone());
+    bench.fakes[0].rotate();
+    bench.wait(100).await;
+    let told = bench.keyring.status().unwrap().key_id;
+    assert!(told.as_str().starts_with("kube:v2:"));
+    bench.script(0, |s| s.stale_read = older);
+    bench.restart(0, |_| ());
+    bench.settle().await;
+    let status = bench.keyring.status().unwrap();
+    assert_eq!(status.key_id, told);
+    let error = bench.encrypt_v2().await.unwrap_err();
+    assert!(matches!(error, KeyringError::NotReady { .. }), "{error}");
+    assert!(error.to_string().contains("an older state"), "{error}");
+    bench.wait(20).await;
+    assert_eq!(bench.keyring.status().unwrap().key_id, told);
+    bench.script(0, |s| s.stale_read = None);
+    bench.wait(6).await;
+    assert_eq!(bench.encrypt_v2().await.unwrap().key_id, told);
+    // Vault was restored from a snapshot: that lasts, so it is believed.
+    bench.script(0, |s| {
+        let key = s.key.as_mut().unwrap();
+        key.latest_version = 1;
+        key.versions.remove(&2);
+    });
+    bench.restart(0, |_| ());
+    bench.wait(70).await;
+    assert!(bench.encrypt_v2().await.unwrap().key_id.as_str().starts_with("kube:v1:"));
+}

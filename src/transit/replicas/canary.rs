@@ -10,7 +10,7 @@ use crate::transit::{KeyVersion, VaultCiphertext};
 /// What every canary holds; no secret.
 pub(super) const CANARY: &[u8] = b"vault-kms-proxy asks a replica..";
 
-/// The first cluster's ciphertexts of [`CANARY`], one for each key version.
+/// The first cluster's ciphertexts of `CANARY`, one for each key version.
 ///
 /// They outlive reloads, and in `stateDir` the process: with one at hand, a replica can be
 /// proven while the first cluster is away. They are worth something only as long as the
@@ -52,11 +52,6 @@ impl CanaryMemory {
 
     pub(super) fn keep(&self, version: KeyVersion, canary: VaultCiphertext) {
         self.canaries.send_modify(|canaries| _ = canaries.insert(version, canary));
-    }
-
-    /// Forgets the canary of `version`, so that another one is made.
-    pub(super) fn forget(&self, version: KeyVersion) {
-        self.canaries.send_if_modified(|canaries| canaries.remove(&version).is_some());
     }
 
     /// Forgets all but those of `wanted`.

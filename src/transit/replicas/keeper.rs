@@ -11,7 +11,7 @@ use super::{FIRST, Shared, contradicts, is_about_the_key};
 use crate::clock::Deadline;
 use crate::secret::Plaintext;
 use crate::task::OwnedTask;
-use crate::transit::{KeyMetadata, KeyVersion, TransitCause, TransitError, Wrapped};
+use crate::transit::{KeyMetadata, KeyVersion, Refusal, TransitCause, TransitError, Wrapped};
 
 /// The time that one step of a task has; an election is over by then.
 const WITHIN: Duration = Duration::from_secs(5);
@@ -99,12 +99,37 @@ impl Shared {
                 drop(said);
                 first.trust(began.elapsed())
             }
-            Err(error) => first.failed(error, began.elapsed()),
+            Err(error) => {
+                self.heed(error);
+                first.failed(error, began.elapsed())
+            }
         };
         if is_news {
             self.told(FIRST);
         }
         result
+    }
+
+    /// What the first cluster said of versions holds no longer when it refuses a read because
+    /// there is no such key.
+    fn heed(&self, error: &TransitError) {
+        if let Some(Refusal::KeyNotFound | Refusal::KeyDeleted | Refusal::Misconfigured(_)) =
+            error.refusal()
+        {
+            self.first_said.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
+    }
+
+    /// Whether the first cluster has exactly `version`, asked anew. Where it has not, a token
+    /// that may `create` would make a new key by encrypting.
+    async fn has_now(&self, version: KeyVersion) -> bool {
+        match self.tiers[FIRST].key.read(Deadline::after(WITHIN)).await {
+            Ok(key) => !key.soft_deleted && key.version(version.number) == Some(version),
+            Err(error) => {
+                self.heed(&error);
+                false
+            }
+        }
     }
 
     /// The versions that a replica must be proven for, in their order: from the one that
@@ -133,17 +158,23 @@ impl Shared {
         let first = &self.tiers[FIRST];
         let mut complete = true;
         for version in wanted {
-            if self.canaries.of(*version).is_some() {
+            let is_revoked = self.tiers.iter().any(|tier| tier.proof().is_revoked(*version));
+            if self.canaries.of(*version).is_some() && !is_revoked {
                 continue;
             }
             if !first.serves() {
                 return false;
+            }
+            if !self.has_now(*version).await {
+                complete = false;
+                continue;
             }
             let canary = Plaintext::new(CANARY.to_vec());
             let made = first.key.encrypt(&canary, Some(*version), Deadline::after(WITHIN)).await;
             match made {
                 Ok(Wrapped { ciphertext, .. }) if ciphertext.version() == version.number => {
                     self.canaries.keep(*version, ciphertext);
+                    self.tiers.iter().for_each(|tier| tier.proof().renew(*version));
                 }
                 Ok(_) | Err(_) => complete = false,
             }
@@ -220,13 +251,15 @@ impl Shared {
         if !metadata.may_encrypt(number) || metadata.derived || metadata.soft_deleted {
             return Some(Finding::Lacking(format!("its v{number} may not encrypt there")));
         }
-        if self.canaries.of(version).is_none() {
+        if self.canaries.of(version).is_none() || self.tiers[replica].proof().is_revoked(version) {
             return Some(Finding::Lacking(format!(
                 "cluster {first} has not made a canary with v{number} yet"
             )));
         }
         match self.decrypt_canary(replica, version).await {
             Ok(()) => Some(Finding::Proven),
+            // it went while it was to be asked
+            Err(_) if self.canaries.of(version).is_none() => None,
             Err(error) => match error.refusal() {
                 Some(refusal) if contradicts(refusal) => Some(Finding::Impostor(format!(
                     "it cannot decrypt what cluster {first} encrypts with v{number}, so it is \
@@ -251,6 +284,7 @@ impl Shared {
         if let Err(error) = &decrypted
             && !error.is_outage()
             && error.refusal().is_none_or(is_about_the_key)
+            && self.canaries.of(version).is_some()
         {
             let why = format!("it decrypts its canary no longer: {}", error.cause);
             self.revoke(replica, version, why);
@@ -266,7 +300,7 @@ impl Shared {
         self.decrypt_canary_by(replica, version, Deadline::after(WITHIN)).await
     }
 
-    async fn decrypt_canary_by(
+    pub(super) async fn decrypt_canary_by(
         &self,
         replica: usize,
         version: KeyVersion,

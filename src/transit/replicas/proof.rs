@@ -1,6 +1,6 @@
 //! What is proven of one replica: with which versions of the key it may encrypt.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::transit::KeyVersion;
 
@@ -8,6 +8,8 @@ use crate::transit::KeyVersion;
 #[derive(Debug, Default)]
 pub(super) struct Proof {
     versions: BTreeMap<KeyVersion, Finding>,
+    /// Those whose proof was ended: the canary there is proves them no longer.
+    revoked: BTreeSet<KeyVersion>,
     /// Why it cannot be looked at, when it cannot.
     trouble: Option<String>,
     /// It was looked at since the start, with whatever result.
@@ -54,11 +56,15 @@ impl Proof {
     pub(super) fn replace(&mut self, found: Vec<(KeyVersion, Option<Finding>)>) {
         let mut before = std::mem::take(&mut self.versions);
         for (version, finding) in found {
-            // what could not be asked stays as it was
+            // what could not be asked stays as it was, and so does what was revoked meanwhile
+            let is_outdated = finding == Some(Finding::Proven) && self.revoked.contains(&version);
+            let finding = finding.filter(|_| !is_outdated);
             if let Some(finding) = finding.or_else(|| before.remove(&version)) {
                 self.versions.insert(version, finding);
             }
         }
+        let versions = &self.versions;
+        self.revoked.retain(|version| versions.contains_key(version));
         self.trouble = None;
         self.looked_at = true;
     }
@@ -81,7 +87,20 @@ impl Proof {
     pub(super) fn revoke(&mut self, version: KeyVersion, why: String) -> bool {
         let was_proven = self.covers(version);
         self.versions.insert(version, Finding::Impostor(why));
+        if was_proven {
+            self.revoked.insert(version);
+        }
         was_proven
+    }
+
+    /// Whether only a new canary can prove `version`.
+    pub(super) fn is_revoked(&self, version: KeyVersion) -> bool {
+        self.revoked.contains(&version)
+    }
+
+    /// There is a new canary of `version`.
+    pub(super) fn renew(&mut self, version: KeyVersion) {
+        self.revoked.remove(&version);
     }
 
     /// The version `number` that is proven, if it is.

@@ -208,6 +208,29 @@ fn an_election_is_tried_again_after_a_quarter_of_a_second() {
 }
 
 #[test]
+fn what_a_gateway_says_leaves_open_whether_vault_has_served_the_request() {
+    let rows = [
+        (408, "", true),
+        (500, "no such words", true),
+        (502, "", true),
+        (503, "", true),
+        (504, "", true),
+        (307, "", false),
+        (412, "", false),
+        (429, "rate limit quota exceeded", false),
+        (473, "", false),
+        (500, LEADERLESS, false),
+        (503, "Vault is sealed", false),
+    ];
+    for (status, text, maybe_served) in rows {
+        let Verdict::Elsewhere(verdict) = verdict_of(Login, status, &error(text)) else {
+            panic!("{status} {text} is no final answer");
+        };
+        assert_eq!(verdict.maybe_served, maybe_served, "{status} {text}");
+    }
+}
+
+#[test]
 fn every_refusal_is_told_by_its_kind() {
     let rows: &[(&str, Verb, u16, &str, Refusal)] = &[
         ("another key", Decrypt, 400, MAC, Refusal::WrongKey),

@@ -66,8 +66,19 @@ impl Wrapped {
         self.token.file()
     }
 
-    /// The secret id: the kept one, or out of a token that is new.
-    pub(super) async fn secret_id(&self) -> Result<SecretString, AuthError> {
+    /// The secret id: the kept one, or out of a token that is new. In a task of its own,
+    /// which goes on to its end when nobody waits for it any more: between the unwrap and
+    /// the file there is no other copy. Every step in it has its deadline.
+    pub(super) async fn secret_id(self: &Arc<Self>) -> Result<SecretString, AuthError> {
+        let this = Arc::clone(self);
+        match tokio::spawn(async move { this.find_secret_id().await }).await {
+            Ok(outcome) => outcome,
+            Err(end) if end.is_panic() => std::panic::resume_unwind(end.into_panic()),
+            Err(_) => std::future::pending().await, // the process ends
+        }
+    }
+
+    async fn find_secret_id(&self) -> Result<SecretString, AuthError> {
         let memory = &mut *self.memory.lock().await;
         let (kept, trouble) = match self.kept(memory).await {
             Ok(kept) => (kept, None),
@@ -85,7 +96,7 @@ impl Wrapped {
             return Ok(kept.secret_id);
         }
         match self.unwrap(token, digest.clone(), memory).await {
-            Err(why @ AuthError::Wrapping { .. }) => {
+            Err(why) => {
                 if memory.told.as_ref() != Some(&digest) {
                     error!(
                         cluster = %self.link.name(), error = %why,
@@ -96,7 +107,7 @@ impl Wrapped {
                 }
                 Ok(kept.secret_id)
             }
-            outcome => outcome,
+            unwrapped => unwrapped,
         }
     }
 

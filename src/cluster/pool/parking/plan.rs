@@ -1,5 +1,6 @@
 //! Who may leave the line, and when: decisions without a task, a clock or an address.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use tokio::time::Instant;
 use crate::clock::{Deadline, Jitter};
 use crate::cluster::error::{AttemptError, Fault};
 use crate::cluster::hedge::MAX_ATTEMPTS;
-use crate::cluster::operation::{AddressIndex, AddressSet, Answer};
+use crate::cluster::operation::{AddressIndex, AddressSet, Answer, Attempt, Verb};
 
 /// Scouts that may fly together.
 const SCOUTS: usize = 2;
@@ -52,6 +53,8 @@ pub(in crate::cluster::pool) struct Seen {
     pub(in crate::cluster::pool) is_sound: bool,
     /// It is left out, but something says that it is worth a look.
     pub(in crate::cluster::pool) is_trial_due: bool,
+    /// Probes say that it is of no use.
+    pub(in crate::cluster::pool) is_probed_bad: bool,
 }
 
 /// What the attempts at one address heard last.
@@ -64,12 +67,17 @@ pub(super) struct Heard {
     rests_until: Option<Instant>,
     /// The next scout goes then at the soonest.
     scout_at: Instant,
+    /// The last flight to it, while nothing has been heard since.
+    awaits: Option<u64>,
     was_due: bool,
+    was_bad: bool,
 }
 
 /// A call in the line.
 struct Parked {
     number: u32,
+    /// A call of kube-apiserver that was not sent yet.
+    is_fresh: bool,
     deadline: Deadline,
     /// It is no scout before.
     scout_from: Instant,
@@ -98,30 +106,35 @@ pub(super) struct Plan {
     credit: usize,
     /// When one more may leave; `None` while no address is usable.
     trickle_at: Option<Instant>,
+    /// How long the last answer took.
+    answered_in: Duration,
 }
 
 struct Scout {
     flight: u64,
     since: Instant,
+    to: AddressIndex,
 }
 
 // === impl Plan ===
 
 impl Plan {
-    /// Puts a call at the end of the line, whose next attempt is its `number`th.
+    /// Puts a call at the end of the line, whose next attempt is this one.
     pub(super) fn enqueue(
         &mut self,
-        number: u32,
-        deadline: Deadline,
+        attempt: &Attempt,
         addresses: usize,
     ) -> oneshot::Receiver<Grant> {
         let (grant, granted) = oneshot::channel();
+        let (number, deadline) = (attempt.number, attempt.call.deadline);
+        let is_asked_for = matches!(attempt.call.operation.verb, Verb::Encrypt | Verb::Decrypt);
+        let is_fresh = number == 1 && is_asked_for;
         // Once round, a call spreads what it has left over the time that it has left.
         let is_once_round = usize::try_from(number).unwrap_or(usize::MAX) > addresses + 1;
         let left = (MAX_ATTEMPTS + 1).saturating_sub(number).max(1);
         let wait = if is_once_round { deadline.remaining() / left } else { Duration::ZERO };
         let scout_from = Instant::now() + wait;
-        self.queue.push_back(Parked { number, deadline, scout_from, grant });
+        self.queue.push_back(Parked { number, is_fresh, deadline, scout_from, grant });
         granted
     }
 
@@ -149,6 +162,7 @@ impl Plan {
     pub(super) fn hear(
         &mut self,
         index: AddressIndex,
+        verb: Verb,
         result: &Result<Answer, AttemptError>,
         took: Duration,
         addresses: usize,
@@ -163,11 +177,19 @@ impl Plan {
                     return false;
                 }
                 Fault::Deadline if took < FAIR => return false,
+                Fault::Elsewhere { verdict, .. } if !verdict.eject && !verb.is_transit() => {
+                    // Not about what the node serves by itself; only not again at once.
+                    let wait = jitter.around(backoff(heard.faults.max(1), addresses));
+                    (heard.awaits, heard.scout_at) = (None, Instant::now() + wait);
+                    return true;
+                }
                 fault => Some(fault),
             },
         };
+        heard.awaits = None;
         let Some(fault) = fault else {
             *heard = Heard::default();
+            self.answered_in = took;
             self.credit = (self.credit + FOR_AN_ANSWER).min(self.queue.len());
             return true;
         };
@@ -193,9 +215,7 @@ impl Plan {
     /// again.
     pub(super) fn step(&mut self, seen: &[Seen], jitter: &Jitter) -> (Vec<Grant>, Option<Instant>) {
         let now = Instant::now();
-        while self.queue.front().is_some_and(|parked| parked.grant.is_closed()) {
-            self.queue.pop_front();
-        }
+        self.queue.retain(|parked| !parked.grant.is_closed());
         if self.queue.is_empty() {
             (self.credit, self.trickle_at) = (0, None);
             return (Vec::new(), None);
@@ -220,7 +240,7 @@ impl Plan {
             Some(at) => at,
         };
         while self.credit > 0
-            && let Some(parked) = self.queue.pop_front()
+            && let Some(parked) = self.next_to_go(now)
         {
             if parked.grant.send(Grant::Go).is_ok() {
                 self.credit -= 1;
@@ -228,6 +248,19 @@ impl Plan {
         }
         self.trickle_at = Some(trickle_at);
         (!self.queue.is_empty()).then_some(trickle_at)
+    }
+
+    /// The first in line that has time for one more answer. Those that have none are kept
+    /// back, or each answer would be waited for by nobody and no further call would leave;
+    /// when there is nobody else, the one with the most time goes.
+    fn next_to_go(&mut self, now: Instant) -> Option<Parked> {
+        let needs = self.answered_in.max(LAST_TRY);
+        let has_time = |parked: &Parked| parked.deadline.instant() > now + needs;
+        let place = self.queue.iter().position(has_time).or_else(|| {
+            let queue = self.queue.iter().enumerate();
+            queue.max_by_key(|(_, parked)| parked.deadline).map(|(place, _)| place)
+        });
+        self.queue.remove(place?)
     }
 
     fn send_scouts(
@@ -238,11 +271,14 @@ impl Plan {
     ) -> (Vec<Grant>, Option<Instant>) {
         let mut lost = Vec::new();
         loop {
-            let index = match self.due(seen, AddressSet::default(), now) {
+            let has_fresh = self.queue.iter().any(Parked::is_fresh);
+            let except = hopeless(seen).filter(|_| !has_fresh);
+            let except = except.fold(AddressSet::default(), AddressSet::with);
+            let index = match self.due(seen, except, now) {
                 Ok(index) => index,
                 Err(again) => return (lost, again),
             };
-            let place = match self.next_scout(now) {
+            let place = match self.next_scout(hopeless(seen).any(|bad| bad == index), now) {
                 Ok(place) => place,
                 Err(again) => return (lost, again),
             };
@@ -261,10 +297,12 @@ impl Plan {
     ) -> Result<AddressIndex, Option<Instant>> {
         for address in seen {
             let heard = self.heard.entry(address.index).or_default();
-            if address.is_trial_due && !heard.was_due {
+            let is_news =
+                address.is_trial_due && !heard.was_due || heard.was_bad && !address.is_probed_bad;
+            if is_news {
                 heard.scout_at = now;
             }
-            heard.was_due = address.is_trial_due;
+            (heard.was_due, heard.was_bad) = (address.is_trial_due, address.is_probed_bad);
         }
         let quiet_at = |scout: &Scout| scout.since + SILENT;
         let loud = self.scouts.iter().filter(|scout| quiet_at(scout) > now);
@@ -298,29 +336,50 @@ impl Plan {
         let gap = backoff(heard.faults.max(1), addresses) / u32::try_from(addresses).unwrap_or(1);
         self.next_scout = (addresses > 1).then(|| now + gap);
         self.flights += 1;
-        self.scouts.push(Scout { flight: self.flights, since: now });
+        heard.awaits = Some(self.flights);
+        self.scouts.push(Scout { flight: self.flights, since: now, to: index });
         Grant::Scout(index, self.flights)
     }
 
-    /// The scout has landed, or nobody waits for it any longer.
+    /// The scout has landed, or nobody waits for it any longer. One that brought no news (it
+    /// was cancelled, or had too little time) is made up for by the next.
     pub(super) fn landed(&mut self, flight: u64) {
-        self.scouts.retain(|scout| scout.flight != flight);
+        let Some(place) = self.scouts.iter().position(|scout| scout.flight == flight) else {
+            return;
+        };
+        let scout = self.scouts.swap_remove(place);
+        let soonest = Instant::now().max(scout.since + FIRST_WAIT);
+        if let Some(heard) = self.heard.get_mut(&scout.to)
+            && heard.awaits == Some(flight)
+        {
+            heard.awaits = None;
+            heard.scout_at = heard.scout_at.min(soonest);
+        }
     }
 
     /// Whose turn it is to be a scout, or when it is somebody's: a call that was sent least
-    /// often, so that an outage is not multiplied.
-    fn next_scout(&self, now: Instant) -> Result<usize, Option<Instant>> {
+    /// often, so that an outage is not multiplied, and of those the one with the most time,
+    /// so that it lives to hear the answer. To an address that is of no use goes none that
+    /// was sent before.
+    fn next_scout(&self, is_hopeless: bool, now: Instant) -> Result<usize, Option<Instant>> {
+        let has_time = |parked: &Parked| parked.deadline.instant() > now + LAST_TRY;
         let may = |parked: &Parked| {
-            let has_time = parked.deadline.instant() > now + LAST_TRY;
-            !parked.grant.is_closed() && (parked.number == 1 || has_time)
+            let has_reason = parked.is_fresh || !is_hopeless;
+            !parked.grant.is_closed() && has_reason && (parked.number == 1 || has_time(parked))
         };
         let candidates = self.queue.iter().enumerate().filter(|(_, parked)| may(parked));
         let ready = candidates.clone().filter(|(_, parked)| parked.scout_from <= now);
-        match ready.min_by_key(|(_, parked)| parked.number) {
+        let rank = |parked: &Parked| (!has_time(parked), parked.number, Reverse(parked.deadline));
+        match ready.min_by_key(|(_, parked)| rank(parked)) {
             Some((place, _)) => Ok(place),
             None => Err(candidates.map(|(_, parked)| parked.scout_from).min()),
         }
     }
+}
+
+/// Those of `seen` that are of no use, as probes say.
+pub(super) fn hopeless(seen: &[Seen]) -> impl Iterator<Item = AddressIndex> + '_ {
+    seen.iter().filter(|address| address.is_probed_bad).map(|address| address.index)
 }
 
 fn backoff(faults: u32, addresses: usize) -> Duration {
@@ -329,7 +388,13 @@ fn backoff(faults: u32, addresses: usize) -> Duration {
     first.saturating_mul(factor).min(PACE)
 }
 
-// === impl Heard ===
+// === impl Parked, Heard ===
+
+impl Parked {
+    fn is_fresh(&self) -> bool {
+        self.is_fresh && !self.grant.is_closed()
+    }
+}
 
 impl Heard {
     fn is_resting(&self) -> bool {
@@ -341,6 +406,14 @@ impl Default for Heard {
     /// Nothing; it may be asked at once.
     fn default() -> Self {
         let scout_at = Instant::now();
-        Self { faults: 0, said: None, rests_until: None, scout_at, was_due: false }
+        Self {
+            faults: 0,
+            said: None,
+            rests_until: None,
+            scout_at,
+            awaits: None,
+            was_due: false,
+            was_bad: false,
+        }
     }
 }

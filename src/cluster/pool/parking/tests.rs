@@ -1,14 +1,21 @@
 //! Outages and their ends, over scripted addresses and paused time.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, join_all};
 use tokio::time::Instant;
 
+use super::{Parking, Seen, View};
+use crate::clock::Jitter;
 use crate::cluster::CallErrorKind;
-use crate::cluster::operation::{Verb, Verdict};
-use crate::cluster::stack::testing::{Does, Scripted, call, call_of, leaderless, limited, name};
+use crate::cluster::operation::{Attempt, Verb, Verdict};
+use crate::cluster::stack::testing::{
+    Does, Scripted, attempt, call, call_of, leaderless, limited, name,
+};
+use crate::config::settings::ClusterName;
 
 const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -80,6 +87,26 @@ async fn in_a_slow_trickle_of_calls_hardly_one_is_sent_twice() {
     let (_, calls) = traffic(&scripted, 4, 60).await;
     let sent = diary.len();
     assert!(sent * 10 <= calls * 12, "{sent} requests for {calls} calls");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lone_call_is_not_sent_twice_to_addresses_that_probes_say_are_of_no_use() {
+    let back_at = Instant::now() + ms(3_900);
+    let (scripted, diary) = away_until(back_at, 3, |_| Does::Refuses);
+    scripted.stack.call(call_of(Verb::Decrypt, ms(2_000))).await.unwrap_err();
+    (0..3).for_each(|index| scripted.probe_bad(index));
+    let before = diary.len();
+    let renewal = scripted.stack.call(call_of(Verb::RenewSelf, ms(2_000)));
+    assert!(tokio::time::timeout(ms(1), renewal).await.unwrap().is_err(), "it comes again");
+    let calling = tokio::spawn({
+        let stack = scripted.stack.clone();
+        async move { stack.call(call_of(Verb::Decrypt, ms(3_000))).await }
+    });
+    tokio::time::sleep(ms(2_000)).await;
+    assert_eq!(diary.len() - before, 1, "sent once, and then it waited");
+    scripted.probe_good(1);
+    assert!(calling.await.unwrap().is_ok(), "a good probe is what it waited for");
+    assert_eq!(diary.len() - before, 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -279,4 +306,97 @@ async fn the_line_is_empty_when_the_calls_are_gone() {
     tokio::time::sleep_until(began + ms(61_000)).await;
     let (failed, _) = traffic(&scripted, 10, 1).await;
     assert_eq!(failed, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_come_after_an_outage_are_not_kept_back_by_those_that_it_cost() {
+    for (addresses, takes, grace) in [(1, 20, 1_200), (3, 20, 1_200), (1, 150, 2_500)] {
+        let began = Instant::now();
+        let back_at = began + ms(10_000);
+        let scripted = Scripted::new(addresses, move |_, _| {
+            if Instant::now() < back_at { Does::Refuses } else { Does::AnswersAfter(ms(takes)) }
+        });
+        let calls = (0..1_600).map(|n| {
+            let (stack, at) = (scripted.stack.clone(), began + ms(n * 10));
+            async move {
+                tokio::time::sleep_until(at).await;
+                (at, stack.call(call_of(Verb::Decrypt, ms(2_950))).await.is_ok())
+            }
+        });
+        let ended = join_all(calls).await;
+        let after = ended.iter().filter(|(at, _)| *at >= back_at + ms(grace));
+        let failed = after.filter(|(_, is_ok)| !is_ok).count();
+        assert_eq!(failed, 0, "{addresses} addresses that take {takes} ms");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_is_asked_again_at_once_when_its_scout_was_cancelled() {
+    let began = Instant::now();
+    let scripted = Scripted::new(1, move |_, _| match began.elapsed() {
+        at if at < ms(1) => Does::Refuses,
+        at if at < ms(300) => Does::Freezes,
+        _ => Does::Answers,
+    });
+    scripted.stack.call(call_of(Verb::Decrypt, ms(30))).await.unwrap_err();
+    assert!(tokio::time::timeout(ms(250), scripted.stack.call(call())).await.is_err());
+    tokio::time::sleep_until(began + ms(310)).await;
+    let called = Instant::now();
+    scripted.stack.call(call()).await.unwrap();
+    assert!(called.elapsed() <= ms(60), "{:?}", called.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_scout_that_never_takes_off_keeps_nobody_on_the_ground() {
+    let (scripted, _) = away_until(Instant::now() + ms(1), 1, |_| Does::Refuses);
+    scripted.stack.call(call_of(Verb::Decrypt, ms(100))).await.unwrap_err();
+    let mut called = Box::pin(scripted.stack.call(call()));
+    assert!(futures_util::poll!(&mut called).is_pending());
+    tokio::time::sleep(ms(300)).await;
+    drop(called); // it was told to go and did not see it
+    let called = Instant::now();
+    scripted.stack.call(call()).await.unwrap();
+    assert!(called.elapsed() <= ms(60), "{:?}", called.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_node_says_to_a_login_does_not_keep_it_from_what_it_serves_by_itself() {
+    for verb in [Verb::Login, Verb::RenewSelf, Verb::LookupSelf] {
+        for says in [limited(), leaderless()] {
+            let is_auth = Arc::new(AtomicBool::new(true));
+            let asks_auth = Arc::clone(&is_auth);
+            let scripted = Scripted::new(2, move |_, _| {
+                let says = Does::Says(Verdict::Elsewhere(says.clone()));
+                if asks_auth.load(Ordering::Relaxed) { says } else { Does::Answers }
+            });
+            scripted.stack.call(call_of(verb, ms(200))).await.unwrap_err();
+            is_auth.store(false, Ordering::Relaxed);
+            let called = Instant::now();
+            scripted.stack.call(call_of(Verb::Decrypt, ms(200))).await.unwrap();
+            assert_eq!(called.elapsed(), Duration::ZERO, "{verb:?}");
+        }
+    }
+}
+
+/// A cluster whose name is not resolved yet.
+struct Nowhere;
+
+impl View for Nowhere {
+    fn seen(&self) -> Vec<Seen> {
+        Vec::new()
+    }
+
+    fn changed(&self) -> BoxFuture<'_, ()> {
+        std::future::pending().boxed()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_waits_for_the_first_address() {
+    let cluster = ClusterName::try_new("test").unwrap();
+    let parking = Parking::new(cluster, Arc::new(Jitter::off()), Arc::new(Nowhere));
+    let began = Instant::now();
+    let attempt = Attempt { call: call_of(Verb::Decrypt, ms(500)), ..attempt() };
+    assert!(parking.turn(&attempt).await.is_none());
+    assert_eq!(began.elapsed(), ms(500));
 }

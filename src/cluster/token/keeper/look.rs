@@ -51,8 +51,7 @@ impl Keeper {
                 Outlook::Dead
             }
             Checked::Lives(lease) => {
-                let capped = self.lease.is_some_and(|known| known.capped);
-                self.learn_lease(lease, capped);
+                self.see_lease(lease);
                 Outlook::Lives
             }
             Checked::LivesUnseen | Checked::Unanswered(_) | Checked::Odd(_) => Outlook::Lives,

@@ -38,6 +38,8 @@ pub(super) struct KnownLease {
     failures: u32,
     /// When something is to be done about it.
     due: Instant,
+    /// From when on another token is the better way when renewals fail.
+    late: Instant,
 }
 
 /// What is to be done next for a token that is held, and when.
@@ -54,8 +56,16 @@ impl KnownLease {
     /// What Vault just said. The next step is due after two thirds of the ttl.
     pub(super) fn new(lease: Lease, capped: bool, jitter: &Jitter) -> Self {
         let learnt = Instant::now();
-        let span = jitter.around(lease.ttl.unwrap_or_default() * 2 / 3);
-        Self { lease, learnt, capped, failures: 0, due: learnt + span.max(SOONEST) }
+        let ttl = lease.ttl.unwrap_or_default();
+        let due = learnt + jitter.around(ttl * 2 / 3).max(SOONEST);
+        Self { lease, learnt, capped, failures: 0, due, late: learnt + ttl * 5 / 6 }
+    }
+
+    /// What a look at the same token says. To look puts nothing off.
+    pub(super) fn seen_again(self, lease: Lease, jitter: &Jitter) -> Self {
+        let seen = Self::new(lease, self.capped, jitter);
+        let (due, late) = (seen.due.min(self.due), seen.late.min(self.late));
+        Self { failures: self.failures, due, late, ..seen }
     }
 
     /// When it was learnt.
@@ -71,22 +81,35 @@ impl KnownLease {
     /// Plans another renewal after one that failed; answers how much time is left.
     pub(super) fn renewal_failed(&mut self, jitter: &Jitter) -> Duration {
         let left = self.left().unwrap_or_default();
-        let pause = (left / 10).clamp(SOONEST, LONGEST_REFUSED);
         self.failures += 1;
-        self.due = Instant::now() + jitter.around(pause);
+        self.due = Instant::now() + jitter.around(pause_with(left));
         left
+    }
+
+    /// How long until another renewal is worth its while, after one that failed; `None`
+    /// when none is.
+    pub(super) fn renewal_pause(&self) -> Option<Duration> {
+        let left = self.left().filter(|left| !left.is_zero())?;
+        self.is_worth_renewing().then(|| pause_with(left))
+    }
+
+    const fn is_worth_renewing(&self) -> bool {
+        self.lease.renewable && !self.capped
     }
 
     /// What the lease demands next.
     pub(super) fn next_step(self, source: Source) -> Step {
-        let Self { lease, learnt, capped, failures, due } = self;
-        let Some(ttl) = lease.ttl else { return Step::Nothing };
-        let is_worth_renewing = lease.renewable && !capped;
-        let is_late = failures > 0 && due >= learnt + ttl * 5 / 6;
+        let Self { lease, failures, due, late, .. } = self;
+        if lease.ttl.is_none() {
+            return Step::Nothing;
+        }
+        let is_late = failures > 0 && due >= late;
         match source {
             Source::Nowhere if lease.renewable => Step::Renew(due),
             Source::Nowhere => Step::Nothing,
-            Source::File | Source::Login if is_worth_renewing && !is_late => Step::Renew(due),
+            Source::File | Source::Login if self.is_worth_renewing() && !is_late => {
+                Step::Renew(due)
+            }
             Source::File | Source::Login => Step::Obtain(due),
         }
     }
@@ -121,6 +144,11 @@ pub(super) fn pause_after(error: &AuthError, failures: u32) -> Duration {
         | AuthError::Dead { .. }
         | AuthError::Unacceptable { .. } => backoff(failures),
     }
+}
+
+/// Between two renewals of a token with this much time `left`.
+fn pause_with(left: Duration) -> Duration {
+    (left / 10).clamp(SOONEST, LONGEST_REFUSED)
 }
 
 /// 1, 2, 4 … 30 s.

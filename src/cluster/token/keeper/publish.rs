@@ -124,8 +124,20 @@ impl Keeper {
     /// Takes over what Vault just said of the token. The next step is due after two
     /// thirds of its ttl.
     pub(super) fn learn_lease(&mut self, lease: Lease, capped: bool) {
-        let known = KnownLease::new(lease, capped, &self.jitter);
+        self.know(KnownLease::new(lease, capped, &self.jitter));
+    }
+
+    /// Takes over what Vault says of the token when it is only looked at.
+    pub(super) fn see_lease(&mut self, lease: Lease) {
+        self.know(match self.lease {
+            Some(known) => known.seen_again(lease, &self.jitter),
+            None => KnownLease::new(lease, false, &self.jitter),
+        });
+    }
+
+    fn know(&mut self, known: KnownLease) {
         self.lease = Some(known);
+        let lease = known.lease;
         // A token from elsewhere may be renewed by somebody else, too.
         let is_ours = self.method.source() == Source::Login;
         let ends = lease.ttl.filter(|_| is_ours).map(|ttl| known.learnt() + ttl);

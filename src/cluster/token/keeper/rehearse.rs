@@ -11,9 +11,10 @@ use std::time::Duration;
 use opentelemetry::KeyValue;
 use secrecy::SecretString;
 use serde::Deserialize;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::{debug, info, warn};
 
+use super::plan::Step;
 use super::publish::Origin;
 use super::{Keeper, SPACING};
 use crate::cluster::auth::{AuthError, Begin, Rehearsal, Source, fingerprint};
@@ -55,6 +56,8 @@ enum Outcome {
     /// It would have cost something; says what.
     Skipped(&'static str),
     Failed(AuthError),
+    /// It took so long that the token in use was to be seen to.
+    CutShort,
 }
 
 /// Vault's answer to a look at a secret id.
@@ -110,11 +113,21 @@ impl Keeper {
         if let Some(last) = self.last_login {
             sleep_until(last + SPACING).await;
         }
-        let outcome = self.try_rehearsal().await;
+        let source = self.method.source();
+        let step = self.lease.map_or(Step::Nothing, |known| known.next_step(source));
+        let outcome = match step {
+            Step::Nothing => self.try_rehearsal().await,
+            Step::Renew(at) | Step::Obtain(at) if at <= Instant::now() => return,
+            Step::Renew(at) | Step::Obtain(at) => {
+                timeout_at(at, self.try_rehearsal()).await.unwrap_or(Outcome::CutShort)
+            }
+        };
         let (result, pause) = match &outcome {
             Outcome::Good => ("ok", EVERY),
             Outcome::Skipped(_) => ("skipped", EVERY),
-            Outcome::Failed(AuthError::Unreachable(_)) => ("unreachable", AFTER_SILENCE),
+            Outcome::Failed(AuthError::Unreachable(_)) | Outcome::CutShort => {
+                ("unreachable", AFTER_SILENCE)
+            }
             Outcome::Failed(_) => ("refused", AFTER_REFUSAL),
         };
         self.rehearsals.due = Some(Instant::now() + self.jitter.around(pause));
@@ -150,6 +163,9 @@ impl Keeper {
             // Its time will come; the token lives on, and whoever calls tells of the outage.
             Outcome::Failed(error @ AuthError::Unreachable(_)) => {
                 debug!(%cluster, %error, "A login could not be rehearsed.");
+            }
+            Outcome::CutShort => {
+                debug!(%cluster, "A rehearsed login gave way to what the token in use needs.");
             }
             Outcome::Failed(error) => {
                 let error = error.to_string();

@@ -115,3 +115,17 @@ async fn a_changed_file_is_tried_soon_and_a_file_that_changes_all_the_time_seldo
     }
     assert_eq!(seen(&scripted), (4, 3), "two in twenty minutes");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_rehearsal_without_end_puts_no_renewal_off() {
+    let (vault, has_login) = (Vault::default(), std::sync::atomic::AtomicBool::new(false));
+    let (cluster, scripted) = testing::cluster(app_role(), move |seen| match seen.verb {
+        Verb::Login if has_login.swap(true, Ordering::Relaxed) => Reply::Never,
+        _ => vault.answer(seen, (DAY + 20) * 3 / 2, true),
+    });
+    cluster.ready(soon()).await.unwrap();
+    pass(DAY + 10).await;
+    assert_eq!((scripted.count(Verb::Login), scripted.count(Verb::RenewSelf)), (2, 0));
+    pass(20).await;
+    assert_eq!(scripted.count(Verb::RenewSelf), 1);
+}

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-use crate::cluster::auth::AuthError;
+use crate::cluster::auth::{AuthError, READ_TIMEOUT};
 
 /// The form of the file.
 const FORMAT: u32 = 1;
@@ -85,11 +85,22 @@ impl Keep {
         &self,
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> Result<T, AuthError> {
-        let outcome = tokio::task::spawn_blocking(work).await;
-        outcome.unwrap_or_else(|panic| Err(io::Error::other(panic))).map_err(|error| {
+        blocking(work).await.map_err(|error| {
             let why = format!("the unwrapped secret ID cannot be kept there: {error}");
             AuthError::File { path: self.path.clone(), why }
         })
+    }
+}
+
+/// Does `work` where it may block, and waits for it no longer than for any other file.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let work = tokio::task::spawn_blocking(work);
+    match tokio::time::timeout(READ_TIMEOUT, work).await {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(panic)) => Err(io::Error::other(panic)),
+        Err(_) => Err(io::Error::other("no answer from its file system")),
     }
 }
 
@@ -163,8 +174,7 @@ impl Place {
             std::fs::rename(&self.next, &self.path)?;
             File::open(folder(&self.path))?.sync_all()
         };
-        let outcome = tokio::task::spawn_blocking(work).await;
-        outcome.unwrap_or_else(|panic| Err(io::Error::other(panic)))
+        blocking(work).await
     }
 }
 
@@ -179,4 +189,30 @@ impl Drop for Place {
 
 fn folder(path: &Path) -> &Path {
     path.parent().unwrap_or_else(|| Path::new("/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_system_that_gives_no_answer_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kept");
+        // To open it waits for whoever writes.
+        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(made.success());
+        let keep = Keep::new(path.clone());
+        let reading = tokio::spawn(async move { keep.read().await });
+        tokio::task::yield_now().await;
+        tokio::time::advance(READ_TIMEOUT + Duration::from_millis(1)).await;
+        tokio::task::yield_now().await;
+        let is_given_up = reading.is_finished();
+        drop(OpenOptions::new().write(true).open(&path).unwrap());
+        assert!(is_given_up);
+        let error = reading.await.unwrap().unwrap_err().to_string();
+        assert!(error.contains("no answer from its file system"), "{error}");
+    }
 }
