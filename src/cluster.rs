@@ -10,6 +10,7 @@
 //!       pool          which address
 //!         breaker     not an address that keeps failing
 //!           trace     a span and a measurement
+//!           index     makes a standby that is behind ask the active node
 //!           classify  what the answer says about the address
 //!             http    one request over a pooled TLS connection
 //! ```

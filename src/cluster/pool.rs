@@ -4,9 +4,6 @@
 //! the hedge above knows from which moment an address is silent and which one it is. No
 //! choice is random: [`order`] says for every situation which address comes first.
 
-use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll};
@@ -17,17 +14,19 @@ use futures_util::future::{self, BoxFuture};
 use tokio::time::Instant;
 use tower::{Layer as _, Service, ServiceExt as _};
 
-use super::address::{Address, Role, UnderWay};
-use super::breaker::{Breaker, BreakerLayer, BreakerState, Witness};
+use super::address::{Address, Role};
+use super::breaker::{Breaker, BreakerLayer, BreakerState};
 use super::error::{AttemptError, Fault};
-use super::operation::{AddressIndex, AddressSet, Answer, Attempt, AttemptReason, Fate, Verb};
+use super::operation::{AddressIndex, AddressSet, Answer, Attempt, AttemptReason};
 use super::probe;
 use crate::clock::Jitter;
 use crate::config::settings::ClusterName;
+pub use flight::{InFlight, Landed};
 use members::{Members, Roster};
 pub use order::{Candidate, Standing, Wanted, order};
-use parking::{Lot, Parking, Scouting, Seen, Turn, View};
+use parking::{Parking, Scouting, Seen, Turn, View};
 
+mod flight;
 pub mod members;
 mod order;
 mod parking;
@@ -95,33 +94,6 @@ pub struct Roles {
     pub standby: AddressSet,
     /// Those that are sure to hand a request on to the active node when they are asked to.
     pub hands_on: AddressSet,
-}
-
-/// An attempt under way.
-pub struct InFlight {
-    address: Address,
-    witness: Option<Witness>,
-    began: Instant,
-    fate: Fate,
-    preferred: Arc<AtomicU8>,
-    lot: Arc<Lot>,
-    /// Addresses of the cluster.
-    addresses: usize,
-    verb: Verb,
-    _under_way: UnderWay,
-    _scouting: Option<Scouting>,
-    answering: BoxFuture<'static, Result<Answer, AttemptError>>,
-}
-
-/// An attempt that has ended.
-#[derive(Debug)]
-pub struct Landed {
-    /// Which address it was sent to.
-    pub index: AddressIndex,
-    /// How long it took.
-    pub took: Duration,
-    result: Result<Answer, AttemptError>,
-    preferred: Arc<AtomicU8>,
 }
 
 /// No address could take the attempt.
@@ -429,84 +401,5 @@ impl<S> Endpoint<S> {
     /// Whether it serves: by its breaker, and by its node's role.
     pub fn is_sound(&self) -> bool {
         self.address.role.get().can_serve() && Standing::of(&self.breaker) == Standing::Sound
-    }
-}
-
-// === impl InFlight ===
-
-impl InFlight {
-    /// Which address it was sent to.
-    pub const fn index(&self) -> AddressIndex {
-        self.address.index
-    }
-
-    /// What became of it when nobody waits for it any longer.
-    pub fn silence(&self) -> AttemptError {
-        AttemptError {
-            address: self.address.name.clone(),
-            index: self.address.index,
-            fault: Fault::Silent(self.began.elapsed()),
-        }
-    }
-
-    /// Whether it is a half-open breaker's one trial.
-    pub fn is_trial(&self) -> bool {
-        self.witness.as_ref().is_some_and(Witness::is_trial)
-    }
-
-    /// Whether its address has been left out since it was sent.
-    pub fn is_left_out(&self) -> bool {
-        self.witness.as_ref().is_some_and(Witness::is_overtaken)
-    }
-
-    /// Another attempt, which `took` so long, brought the answer. When this one had that
-    /// time and `patience` on top, its silence counts against its address; whatever comes
-    /// of it now does not. (Where every address is slow alike, none is silent.)
-    pub fn lose(&self, took: Duration, patience: Duration) {
-        let lasted = self.began.elapsed();
-        self.address.latency.waited(lasted);
-        self.fate.give_up();
-        if lasted >= took + patience
-            && let Some(witness) = &self.witness
-        {
-            witness.silent(lasted);
-        }
-    }
-}
-
-impl Future for InFlight {
-    type Output = Landed;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Landed> {
-        self.answering.as_mut().poll(cx).map(|result| {
-            let (index, took) = (self.address.index, self.began.elapsed());
-            // What a loser brings late is news only when it is good.
-            if result.is_ok() || !self.fate.is_given_up() {
-                self.lot.hear(index, self.verb, &result, took, self.addresses);
-            }
-            Landed { index, took, result, preferred: Arc::clone(&self.preferred) }
-        })
-    }
-}
-
-impl fmt::Debug for InFlight {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "InFlight({})", self.address.name)
-    }
-}
-
-// === impl Landed ===
-
-impl Landed {
-    /// How it ended. The hedge asks for its winner only: calls then go to the winner's
-    /// address until another one does better.
-    ///
-    /// # Errors
-    /// When it brought no answer.
-    pub fn accept(self) -> Result<Answer, AttemptError> {
-        if self.result.is_ok() {
-            self.preferred.store(self.index.0, Ordering::Relaxed);
-        }
-        self.result
     }
 }
