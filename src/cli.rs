@@ -13,6 +13,7 @@ use clap::{Parser, Subcommand};
 pub mod check;
 pub mod dial;
 pub mod oracle;
+pub mod policy;
 pub mod probe;
 pub mod serve;
 
@@ -48,6 +49,7 @@ enum Command {
     Serve(serve::Serve),
     Check(check::Check),
     Probe(probe::Probe),
+    Policy(policy::Policy),
 }
 
 /// Runs the command that `arguments` name; the first is the program's own name.
@@ -65,6 +67,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Arguments { command: Command::Serve(serve) }) => serve::run(serve),
         Ok(Arguments { command: Command::Check(check) }) => check::run(check),
         Ok(Arguments { command: Command::Probe(probe) }) => probe::run(probe),
+        Ok(Arguments { command: Command::Policy(policy) }) => policy::run(policy),
         Err(error) => {
             // clap's own code for a bad command line is 2; help and version are no errors.
             let code = if error.use_stderr() { EXIT_USAGE } else { 0 };

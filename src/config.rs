@@ -5,6 +5,7 @@
 //! file/schema  which keys there are; the tree fits it or says where it does not
 //! load         defaults < file < environment < flags, merged by figment
 //! resolve      the merged values -> settings: parsed once, never checked again
+//! written      the file again, to be kept for a later start
 //! diagnostics  every problem at once: file, line, column, key, what to write instead
 //! ```
 
@@ -13,6 +14,7 @@ mod file;
 pub mod load;
 mod resolve;
 pub mod settings;
+pub mod written;
 
 #[cfg(test)]
 mod tests;

@@ -34,18 +34,22 @@ mod fleet;
 pub mod generation;
 pub mod generations;
 mod identity;
+pub mod kept;
 mod notify;
 pub mod process;
 mod pulse;
 pub mod reload;
 pub mod signals;
 mod state;
+mod told;
 
 use generations::Generations;
-use notify::{Notifier, Story};
+use kept::Fallback;
+use notify::Notifier;
 use pulse::pulse;
 use reload::Reloader;
 use signals::{Signal, Signals};
+use told::Told;
 
 /// How many streams one connection may have open. hyper's default of 200 is too few for
 /// the lists of a starting kube-apiserver.
@@ -62,13 +66,6 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// How large a request's headers may be, all together.
 const MAX_HEADER_LIST_BYTES: u32 = 32 * 1024;
-
-/// Who hears, beside the log, what becomes of a configuration.
-#[derive(Clone, Debug, Default)]
-struct Told {
-    notifier: Notifier,
-    story: Story,
-}
 
 /// What ends the daemon before it serves, or while it does.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +90,8 @@ pub struct Start {
     pub sources: Sources,
     /// The socket, when systemd has bound it.
     pub inherited: Option<Inherited>,
+    /// Why `loaded` is not what the file says now.
+    pub fallback: Option<Fallback>,
 }
 
 /// Serves until SIGTERM or SIGINT.
@@ -102,7 +101,7 @@ pub struct Start {
 pub async fn run(start: Start, telemetry: &Telemetry) -> Result<(), ServeError> {
     process::harden();
     let mut signals = Signals::install().map_err(ServeError::Signals)?;
-    let Start { loaded: Loaded { settings, .. }, sources, inherited } = start;
+    let Start { loaded: Loaded { settings, written, .. }, sources, inherited, fallback } = start;
     let notifier = Notifier::from_env();
     // A predecessor may hold the lock for a while; whoever stops us must not wait for it.
     let socket = tokio::select! {
@@ -118,7 +117,6 @@ pub async fn run(start: Start, telemetry: &Telemetry) -> Result<(), ServeError> 
             return Ok(());
         }
     };
-    let story = Story::default();
     let generations = Arc::new(Generations::default());
     let stop = CancellationToken::new();
     let admin = settings.admin.map(|address| {
@@ -129,8 +127,12 @@ pub async fn run(start: Start, telemetry: &Telemetry) -> Result<(), ServeError> 
         OwnedTask::spawn_again("admin", begin)
     });
 
-    let status = notifier.follow(&story, &generations);
-    let told = Told { notifier: notifier.clone(), story };
+    let told = Told::new(notifier.clone(), Arc::clone(&generations));
+    let status = told.follow();
+    let told = match fallback {
+        Some(fallback) => told.falls_back(&settings, &sources, &fallback),
+        None => told.keeps(&settings, &sources, written),
+    };
     let started_with = settings.clone();
     let reloader =
         Reloader::start(sources, started_with, Arc::clone(&generations), telemetry, told);

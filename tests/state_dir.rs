@@ -1,5 +1,6 @@
 //! `stateDir`: what a daemon leaves for the next one, and that no file there stops it.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use lab::{Cluster, Config, Daemon, DevNode, eventually};
@@ -127,4 +128,81 @@ async fn status_after_restart(config: &Config) -> lab::Result<lab::proto::v2::St
     let status = status.await?;
     daemon.kill();
     Ok(status)
+}
+
+#[tokio::test]
+async fn with_a_broken_file_the_last_accepted_configuration_starts() -> lab::Result {
+    let bao = DevNode::start().await?;
+    bao.create_keys(&["kube", "other"]).await?;
+    let folder = tempfile::tempdir()?;
+    let (state, file) = (folder.path().join("state"), folder.path().join("vkp.yaml"));
+    let kept = state.join("accepted.yaml");
+    let config = bao.config(&["kube", "other"]).await?.keys(&["kube"]);
+    let config = config.with("stateDir", state.display().to_string());
+    let write = |text: &str| std::fs::write(&file, text);
+    let mode = |mode| std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode));
+    write(&config.to_string())?;
+    mode(0o600)?;
+    let path = file.display().to_string();
+    let service =
+        Daemon::builder(DAEMON).args(["serve", "--config", &path, "--socket", "{socket}"]);
+    let keeps = async |words: &str| {
+        eventually("it is kept", PATIENCE, || async {
+            Ok(std::fs::read_to_string(&kept)?.contains(words).then_some(()))
+        })
+        .await
+    };
+
+    let daemon = service.clone().start().await?;
+    keeps("\"kube\"").await?;
+    assert_eq!(kept.metadata()?.permissions().mode() & 0o777, 0o600);
+    assert_eq!(daemon.metric("vault_kms_proxy_config_fallback", "").await?, 0.0);
+    // What a reload accepts is kept, and what it refuses is not.
+    write(&config.clone().keys(&["other", "kube"]).to_string())?;
+    daemon.sighup()?;
+    keeps("\"other\"").await?;
+    let broken = format!("{config}keyname: kube\n");
+    write(&broken)?;
+    daemon.sighup()?;
+    daemon.wait_for_log("Reload failed", PATIENCE).await?;
+    daemon.kill();
+
+    let daemon = service.clone().start().await?;
+    let told = daemon.wait_for_log("so the last accepted one runs", PATIENCE).await?;
+    println!("{told}");
+    assert!(told.contains("ERROR") && told.contains("did you mean `keyNames`"), "{told}");
+    assert!(daemon.kms().v1().encrypt(&[7; 32]).await?.starts_with(b"other:v1:"));
+    assert_eq!(daemon.metric("vault_kms_proxy_config_fallback", "").await?, 1.0);
+    daemon.wait_ready(PATIENCE).await?;
+    let (code, ready) = daemon.admin_get("/readyz").await?;
+    assert_eq!(code, 200, "{ready}");
+    assert!(ready.contains("[+] configuration: The last accepted"), "{ready}");
+    // A good file ends it.
+    write(&config.to_string())?;
+    daemon.sighup()?;
+    daemon.wait_for_log("Reloaded; the new configuration is in force.", PATIENCE).await?;
+    eventually("the fallback is over", PATIENCE, || async {
+        Ok((daemon.metric("vault_kms_proxy_config_fallback", "").await? == 0.0).then_some(()))
+    })
+    .await?;
+    assert!(!daemon.admin_get("/readyz").await?.1.contains("configuration"));
+    assert_eq!(daemon.stop().await?, 0);
+
+    // A secret is written nowhere else, so there is nothing to start with then.
+    let token = bao.admin().create_token(json!({ "policies": ["root"] })).await?;
+    write(&config.token(&token).to_string())?;
+    let daemon = service.clone().start().await?;
+    daemon.wait_for_log("so no copy of it is kept in stateDir", PATIENCE).await?;
+    eventually("the old copy is gone", PATIENCE, || async { Ok((!kept.exists()).then_some(())) })
+        .await?;
+    assert_eq!(daemon.stop().await?, 0);
+    for entry in std::fs::read_dir(&state)? {
+        let text = std::fs::read_to_string(entry?.path())?;
+        assert!(!text.contains(&token), "{text}");
+    }
+    write(&broken)?;
+    let daemon = service.spawn()?;
+    assert_eq!(daemon.wait(PATIENCE).await?, 64, "{}", daemon.log());
+    assert!(daemon.log().contains("did you mean `keyNames`"), "{}", daemon.log());
+    Ok(())
 }

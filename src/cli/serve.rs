@@ -9,6 +9,7 @@ use clap::Args;
 use super::{EXIT_USAGE, complain, environment, fail, install_crypto_provider, runtime};
 use crate::clock::Deadline;
 use crate::config::load::{self, FileForm, Flags, Sources};
+use crate::daemon::kept::last_accepted;
 use crate::daemon::{self, Start};
 use crate::listener::inherited;
 use crate::telemetry::{self, Telemetry};
@@ -111,6 +112,10 @@ pub fn run(serve: Serve) -> ExitCode {
     };
     let sources = serve.sources();
     let loaded = match load::load(&sources) {
+        Ok(loaded) => Ok((loaded, None)),
+        Err(problems) => last_accepted(&sources, problems).map(|(l, fallback)| (l, Some(fallback))),
+    };
+    let (loaded, fallback) = match loaded {
         Ok(loaded) => loaded,
         Err(problems) => {
             complain(format_args!("{problems}"));
@@ -132,7 +137,7 @@ pub fn run(serve: Serve) -> ExitCode {
         for warning in &loaded.warnings {
             tracing::warn!("{}", warning.one_line());
         }
-        let end = daemon::run(Start { loaded, sources, inherited }, &telemetry).await;
+        let end = daemon::run(Start { loaded, sources, inherited, fallback }, &telemetry).await;
         finish(end, telemetry).await
     });
     runtime.shutdown_timeout(THREADS_TIMEOUT);

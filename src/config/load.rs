@@ -17,6 +17,7 @@ use super::file::{self, Node};
 use super::resolve::files::{FileFacts, Files};
 use super::resolve::resolve;
 use super::settings::Settings;
+use super::written::Written;
 
 pub(super) use environment::OTEL_WHOLE_ENDPOINT;
 pub(super) use layer::{Field, Layer, Merged};
@@ -67,6 +68,8 @@ pub struct Loaded {
     pub settings: Settings,
     /// What an operator should know about it, in the order of the file.
     pub warnings: Vec<Problem>,
+    /// What the file says; `None` when there is none.
+    pub written: Option<Written>,
 }
 
 /// What holds where nothing else is written.
@@ -84,6 +87,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
 pub(super) fn load_with(sources: &Sources, files: &dyn Files) -> Result<Loaded, Problems> {
     let mut problems = Vec::new();
     let mut file_mode = None;
+    let mut written = None;
     let mut merged = Figment::new();
     let mut layers = Vec::new();
     let mut merge = |layer: Layer| {
@@ -100,6 +104,7 @@ pub(super) fn load_with(sources: &Sources, files: &dyn Files) -> Result<Loaded, 
         });
         let Some(root) = read else { return Err(Problems::new(problems)) };
         let root = conform(root, FILE, sources.form, &mut problems);
+        written = Some(Written::of(&root));
         merge(Layer::new("file", Some(root)));
     }
     let own = environment::own(&sources.environment, &mut problems);
@@ -117,7 +122,7 @@ pub(super) fn load_with(sources: &Sources, files: &dyn Files) -> Result<Loaded, 
     let settings = resolve(&merged, sources.form, whole, file_mode, files, &mut problems);
     match settings {
         Some(settings) if !problems.iter().any(Problem::is_error) => {
-            Ok(Loaded { settings, warnings: Problems::new(problems).into_inner() })
+            Ok(Loaded { settings, warnings: Problems::new(problems).into_inner(), written })
         }
         _ => Err(Problems::new(problems)),
     }

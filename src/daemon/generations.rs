@@ -16,6 +16,7 @@ pub struct Generations {
     current: ArcSwapOption<Generation>,
     why_none: Mutex<String>,
     tried: watch::Sender<bool>,
+    notice: Mutex<Option<String>>,
 }
 
 // === impl Generations ===
@@ -23,7 +24,12 @@ pub struct Generations {
 impl Default for Generations {
     fn default() -> Self {
         let why_none = Mutex::new("its configuration is being built".into());
-        Self { current: ArcSwapOption::empty(), why_none, tried: watch::Sender::new(false) }
+        Self {
+            current: ArcSwapOption::empty(),
+            why_none,
+            tried: watch::Sender::new(false),
+            notice: Mutex::default(),
+        }
     }
 }
 
@@ -51,6 +57,11 @@ impl Generations {
         self.tried.send_replace(true);
     }
 
+    /// What an operator should know about the configuration that runs; none takes it back.
+    pub fn notice(&self, words: Option<String>) {
+        *self.notice.lock().expect("no code panics while it holds this lock") = words;
+    }
+
     fn absence(&self) -> String {
         self.why_none.lock().expect("no code panics while it holds this lock").clone()
     }
@@ -67,10 +78,18 @@ impl CurrentKeyring for Generations {
 
 impl Readiness for Generations {
     fn checks(&self) -> Vec<Check> {
-        match self.current() {
+        let mut checks = match self.current() {
             Some(generation) => generation.checks(),
             None => vec![Check { name: "generation".into(), ok: false, detail: self.absence() }],
-        }
+        };
+        let notice = self.notice.lock().expect("no code panics while it holds this lock").clone();
+        // It works: nobody's load balancer is to be emptied for it.
+        checks.extend(notice.map(|detail| Check {
+            name: "configuration".into(),
+            ok: true,
+            detail,
+        }));
+        checks
     }
 }
 

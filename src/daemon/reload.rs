@@ -23,6 +23,7 @@ use crate::clock::{Deadline, Jitter};
 use crate::config::diagnostics::{Problem, Problems};
 use crate::config::load::{self, Loaded, Sources};
 use crate::config::settings::Settings;
+use crate::config::written::Written;
 use crate::task::{OwnedTask, caught, tell_panic};
 use crate::telemetry::Telemetry;
 use crate::telemetry::logs::{InvalidFilter, check_filter};
@@ -138,6 +139,7 @@ impl Work {
             match self.build(1, &self.started_with) {
                 Ok(generation) => {
                     self.put_in_force(generation);
+                    self.told.started();
                     tracing::info!(generation = 1, "The configuration is in force.");
                     return;
                 }
@@ -163,28 +165,28 @@ impl Work {
     }
 
     async fn reload(&mut self) {
-        self.told.notifier.reloading();
+        self.told.reloading();
         let result = caught(self.try_reload()).await.unwrap_or_else(|()| {
             tell_panic("reload", "the running configuration stays");
             Err(ReloadError::Panicked)
         });
         let result = match result {
-            Ok(()) => {
-                self.told.story.tell("");
+            Ok(written) => {
+                self.told.accepted(written);
                 "ok"
             }
             Err(error) => {
                 tracing::error!("Reload failed; the running configuration stays: {error}");
-                self.told.story.tell(format!("The last reload failed: {error}"));
+                self.told.refused(&error);
                 "failed"
             }
         };
-        self.told.notifier.ready();
         metrics::add(Metric::Reloads, 1, &[KeyValue::new("result", result)]);
     }
 
-    async fn try_reload(&mut self) -> Result<(), ReloadError> {
-        let Loaded { settings, warnings } =
+    /// Answers what is in force then.
+    async fn try_reload(&mut self) -> Result<Option<Written>, ReloadError> {
+        let Loaded { settings, warnings, written } =
             load::load(&self.sources).map_err(ReloadError::Problems)?;
         for warning in &warnings {
             tracing::warn!("{}", warning.one_line());
@@ -216,7 +218,7 @@ impl Work {
         self.telemetry.logs().apply(&settings.log)?;
         self.put_in_force(next);
         tracing::info!(generation = number, "Reloaded; the new configuration is in force.");
-        Ok(())
+        Ok(written)
     }
 
     fn build(&self, number: u64, settings: &Settings) -> Result<Generation, BuildError> {
@@ -249,7 +251,7 @@ fn warn_of_dropped(running: &Generation, wanted: &Settings) {
 }
 
 /// The errors among `problems`, for one line of the log.
-fn one_line(problems: &Problems) -> String {
+pub(super) fn one_line(problems: &Problems) -> String {
     let errors = problems.iter().filter(|problem| problem.is_error());
     errors.map(Problem::one_line).collect::<Vec<_>>().join(" ")
 }

@@ -33,7 +33,7 @@ mod file;
 mod tests;
 
 use file::Entry;
-pub(super) use file::State;
+pub(super) use file::{State, replace};
 
 /// How often a file that could not be written is tried again.
 const RETRY: Duration = Duration::from_secs(30);

@@ -159,6 +159,9 @@ metrics! {
     /// Certificates and authorities that changed on disk: taken into use (`ok`), or of no use
     /// (`failed`), so that those read before stay.
     TlsReloads = Kind::Counter, "vault_kms_proxy.tls.reloads", "{reload}", ["cluster", "result"];
+    /// Whether the last accepted configuration runs because the file could not be used at the
+    /// start: 1 or 0.
+    ConfigFallback = Kind::Gauge, "vault_kms_proxy.config.fallback", "{state}", [];
 }
 
 /// The text form of all metrics.

@@ -72,3 +72,32 @@ fn the_reference_shows_what_is_printed() {
     let file = file.strip_prefix("yaml\n").unwrap();
     assert_eq!(Case::yaml(file).refused(), printed.strip_prefix("text\n").unwrap().trim_end());
 }
+
+#[test]
+fn a_file_that_was_written_again_says_the_same() {
+    for text in [EXAMPLE, SEVERAL] {
+        let first = Case::yaml(text).accepted();
+        let kept = first.written.as_ref().and_then(|written| written.without_secret()).unwrap();
+        assert!(!kept.contains('#'), "a comment may hold what is no longer used: {kept}");
+        let again = Case::yaml(kept).accepted();
+        assert_eq!(format!("{:?}", again.settings), format!("{:?}", first.settings));
+        assert_eq!(again.warnings.len(), first.warnings.len());
+    }
+}
+
+#[test]
+fn a_secret_is_not_written_again() {
+    let clusters =
+        "clusters: { a: { addr: https://a, auth: { userpass: { username: u, password: p } } } }";
+    for text in [
+        "keyNames: [kube]\naddr: https://v\ntoken: s.x\n".to_owned(),
+        "keyNames: [kube]\naddr: https://v\nroleID: r\nsecretID: s\n".to_owned(),
+        format!("keyNames: [kube]\n{clusters}\n"),
+    ] {
+        let written = Case::yaml(&text).accepted().written.unwrap();
+        assert_eq!(written.without_secret(), None, "{text}");
+    }
+    let token = Case::yaml("keyNames: [kube]\naddr: https://v\n").env("VAULT_TOKEN", "s.x");
+    let written = token.accepted().written.unwrap();
+    assert!(!written.without_secret().unwrap().contains("s.x"));
+}

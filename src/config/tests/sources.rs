@@ -18,7 +18,7 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
     .env("VAULT_KMS_PROXY_ADDR", "[https://a, https://b]")
     .env("VAULT_KMS_PROXY_SOCKET__ALLOWED_UIDS", "65534")
     .flags(Flags { socket: Some("/flag.sock".into()), ..Flags::default() });
-    let Loaded { settings, warnings } = case.accepted();
+    let Loaded { settings, warnings, .. } = case.accepted();
     assert_eq!(warnings, []);
     assert_eq!(settings.socket.address, SocketAddress::Path("/flag.sock".into()));
     assert_eq!((settings.socket.mode, settings.socket.allowed_uids), (0o660, Some(vec![65534])));

@@ -22,6 +22,7 @@ use crate::keyring::rotation::Activation;
 /// Its name.
 pub(in crate::daemon) const FILE: &str = "state.json";
 /// What is written before it takes the file's place.
+#[cfg(test)]
 pub(super) const NEXT: &str = ".state.json.new";
 /// A thousand KEKs take half of it.
 const MAX_BYTES: u64 = 1 << 20;
@@ -65,6 +66,22 @@ struct Version {
     version: u32,
     created: i64,
     key_id: String,
+}
+
+/// Puts `text` in the place of the file `name` in `folder`, for our eyes only and so that
+/// after a crash at any moment either of them is there whole.
+pub(in crate::daemon) fn replace(folder: &Path, name: &str, text: &[u8]) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let next = folder.join(format!(".{name}.new"));
+    match std::fs::remove_file(&next) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&next)?;
+    file.write_all(text)?;
+    file.sync_all()?;
+    std::fs::rename(&next, folder.join(name))?;
+    File::open(folder)?.sync_all()
 }
 
 // === impl State ===
@@ -113,18 +130,7 @@ impl State {
     /// Puts itself in the place of what `folder` holds, so that after a crash at any moment
     /// either of them is there whole.
     pub(super) fn write(&self, folder: &Path) -> io::Result<()> {
-        let text = serde_json::to_vec_pretty(self)?;
-        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        let next = folder.join(NEXT);
-        match std::fs::remove_file(&next) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&next)?;
-        file.write_all(&text)?;
-        file.sync_all()?;
-        std::fs::rename(&next, folder.join(FILE))?;
-        File::open(folder)?.sync_all()
+        replace(folder, FILE, &serde_json::to_vec_pretty(self)?)
     }
 
     /// One that knows this of `kek`.

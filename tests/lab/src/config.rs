@@ -148,7 +148,13 @@ pub(crate) async fn grant(
     let role = format!("kms-{}", NEXT.fetch_add(1, Ordering::Relaxed));
 
     admin.write_policy(&role, &policy_for_mount(admin.mount(), keys)).await?;
-    let options = json!({ "token_policies": [role], "token_ttl": "1h", "token_max_ttl": "24h" });
+    // Without Vault's `default` policy: what the daemon prints must be enough.
+    let options = json!({
+        "token_policies": [role],
+        "token_no_default_policy": true,
+        "token_ttl": "1h",
+        "token_max_ttl": "24h",
+    });
     let approle = admin.create_approle(&role, options).await?;
     let secret_id = folder.join(format!("{role}.secret-id"));
     crate::tls::replace_file(&secret_id, &approle.secret_id)?;

@@ -35,12 +35,13 @@ pub struct AppRole {
     pub secret_id: String,
 }
 
-/// The smallest policy that a daemon needs for these keys in `transit`.
+/// The policy that `vault-kms-proxy policy` prints for these keys in `transit` and a login with
+/// AppRole, a rule a line; a test compares.
 pub fn policy_for(keys: &[&str]) -> String {
     policy_for_mount("transit", keys)
 }
 
-/// The smallest policy that a daemon needs for these keys in `mount`.
+/// The same for these keys in `mount`.
 pub fn policy_for_mount(mount: &str, keys: &[&str]) -> String {
     let mut policy = String::new();
     let mut rule = |path: &str, capability: &str| {
@@ -53,6 +54,9 @@ pub fn policy_for_mount(mount: &str, keys: &[&str]) -> String {
     }
     rule("auth/token/lookup-self", "read");
     rule("auth/token/renew-self", "update");
+    rule("auth/token/revoke-self", "update");
+    rule("auth/approle/role/+/secret-id/lookup", "update");
+    rule("sys/capabilities-self", "update");
     policy
 }
 
