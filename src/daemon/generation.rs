@@ -14,7 +14,7 @@ use std::sync::Arc;
 use futures_util::future;
 
 use super::identity::{KekIdentity, origin_of, same_cluster};
-use super::state::State;
+use super::state::{Memories, State};
 use crate::admin::Check;
 use crate::clock::{Deadline, Jitter, node_time};
 use crate::cluster::stack::{Stack, StackError};
@@ -25,7 +25,7 @@ use crate::config::settings::{
 };
 use crate::keyring::condition::KekCondition;
 use crate::keyring::kek::Kek;
-use crate::keyring::memory::KekMemory;
+use crate::keyring::memory::{KekMemory, Snapshot};
 use crate::keyring::{KekReadiness, Keyring, KeyringError};
 use crate::task::OwnedTask;
 use crate::transit::http_key::HttpTransitKey;
@@ -176,8 +176,9 @@ impl Generation {
                     new_keks.push(wanted.name.clone());
                     let memory = match before {
                         Some(before) => before.memory.fork(),
-                        None => remembered
-                            .of(wanted)
+                        None => previous
+                            .and_then(|p| p.known_elsewhere(&identity, wanted))
+                            .or_else(|| remembered.of(wanted))
                             .map(|snapshot| KekMemory::restored(snapshot, node_time()))
                             .unwrap_or_default(),
                     };
@@ -251,8 +252,18 @@ impl Generation {
         }
     }
 
+    /// What is known of the key that `wanted` has in another first cluster here: the order of
+    /// its clusters has changed.
+    fn known_elsewhere(&self, identity: &KekIdentity, wanted: &KekSettings) -> Option<Snapshot> {
+        let is_it = |(known, held): &(&KekIdentity, &Held)| {
+            known.names_as(identity) && held.kek.settings().epoch == wanted.epoch
+        };
+        let (_, held) = self.keks.iter().find(is_it)?;
+        Some(held.memory.snapshot().elsewhere())
+    }
+
     /// What is known of each key, for who keeps it beyond the process.
-    pub(super) fn memories(&self) -> Vec<(Arc<KekSettings>, Arc<KekMemory>)> {
+    pub(super) fn memories(&self) -> Memories {
         let keks = self.keks.values();
         keks.map(|held| (Arc::clone(held.kek.settings()), Arc::clone(&held.memory))).collect()
     }
