@@ -53,6 +53,9 @@ pub struct Row {
     victim: Victim,
     /// Whether the fault is a node that hangs.
     hangs: bool,
+    /// Whether the first cluster is silent as a whole: the calls that find it so wait for it,
+    /// and no others do.
+    passed_over: bool,
     /// Whether standbys serve by themselves, as OpenBao's do.
     standbys_serve: bool,
     way: Way,
@@ -219,6 +222,7 @@ impl Row {
             wire_bound: 1.5,
             victim,
             hangs: false,
+            passed_over: false,
             standbys_serve: true,
             way: Way::Direct,
             recovery: RecoveryFrom::Fault,
