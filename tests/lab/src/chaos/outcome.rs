@@ -139,8 +139,7 @@ impl Outcome {
         complaints
     }
 
-    /// What took longer than is promised. No test fails because of it, for it may be the
-    /// machine.
+    /// What took longer than is promised; the machine may be why.
     pub fn slowness(&self) -> Vec<String> {
         let mut slowness = Vec::new();
         let mut limit = |what: &str, took: Duration, limit: Duration| {
