@@ -22,6 +22,7 @@ pub mod keyring;
 pub mod kms;
 pub mod listener;
 pub mod secret;
+pub mod stored;
 pub mod task;
 pub mod telemetry;
 pub mod transit;
