@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::clock::Deadline;
@@ -200,4 +201,59 @@ async fn an_unwrapped_secret_id_outlives_its_cluster_and_a_new_token_that_nobody
     });
     cluster.ready(soon()).await.unwrap();
     assert_eq!(scripted.count(Verb::LookupWrapping), 1);
+}
+
+/// A Vault that unwraps each wrapping token once, and the unwraps that it was asked for.
+fn unwraps_once(unwraps: &Arc<AtomicUsize>) -> impl Fn(&testing::Seen) -> Reply + use<> {
+    let unwraps = Arc::clone(unwraps);
+    move |seen| match seen.verb {
+        Verb::LookupWrapping => {
+            ok(r#"{"data":{"creation_path":"auth/approle/role/kms/secret-id"}}"#)
+        }
+        Verb::Unwrap if unwraps.fetch_add(1, Ordering::SeqCst) > 0 => Reply::Http(
+            400,
+            r#"{"errors":["wrapping token is not valid or does not exist"]}"#.into(),
+        ),
+        Verb::Unwrap => ok(format!(r#"{{"data":{{"secret_id":"{SECRET_ID}"}}}}"#)),
+        _ => testing::login("t1", 60, true),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_that_keep_in_one_place_unwrap_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept_in = folder.path().join("secret-id");
+    // What a crash left.
+    std::fs::write(folder.path().join("secret-id.1-1.new"), SECRET_ID).unwrap();
+    let unwraps = Arc::new(AtomicUsize::new(0));
+    let one = testing::cluster(wrapped("w1", &kept_in), unwraps_once(&unwraps)).0;
+    let two = testing::cluster(wrapped("w1", &kept_in), unwraps_once(&unwraps)).0;
+    one.ready(soon()).await.unwrap();
+    two.ready(soon()).await.unwrap();
+    assert_eq!(unwraps.load(Ordering::SeqCst), 1);
+    let mut there: Vec<_> = std::fs::read_dir(folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    there.sort();
+    assert_eq!(there, ["secret-id", "secret-id.lock"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_another_process_unwraps_it_is_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let (theirs, ours) = (folder.path().join("theirs"), folder.path().join("ours"));
+    let unwraps = Arc::new(AtomicUsize::new(0));
+    let other = testing::cluster(wrapped("w1", &theirs), unwraps_once(&unwraps)).0;
+    other.ready(soon()).await.unwrap();
+
+    let lock = std::fs::File::create(folder.path().join("ours.lock")).unwrap();
+    lock.lock().unwrap();
+    let cluster = testing::cluster(wrapped("w1", &ours), unwraps_once(&unwraps)).0;
+    pass(5).await;
+    assert!(!cluster.token_state().has_token, "the lock was not heeded");
+    std::fs::copy(&theirs, &ours).unwrap();
+    drop(lock);
+    cluster.ready(soon()).await.unwrap();
+    assert_eq!(unwraps.load(Ordering::SeqCst), 1, "it was unwrapped by both");
 }

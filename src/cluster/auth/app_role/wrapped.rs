@@ -6,6 +6,7 @@
 //! and what came out is kept there for every later login.
 
 mod kept;
+mod lock;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,6 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
-use tokio::sync::Mutex;
 use tracing::{error, info, warn};
 
 use self::kept::{Digest, Keep, Kept};
@@ -40,7 +40,7 @@ pub(in crate::cluster::auth) struct Wrapped {
     mount: String,
     keep: Keep,
     link: Link,
-    memory: Mutex<Memory>,
+    memory: lock::Shared,
 }
 
 /// What is known beside the file.
@@ -58,8 +58,8 @@ struct Memory {
 
 impl Wrapped {
     pub(super) fn new(token: SecretSource, kept_in: PathBuf, mount: &str, link: Link) -> Self {
-        let (mount, keep) = (mount.to_owned(), Keep::new(kept_in));
-        Self { token, mount, keep, link, memory: Mutex::default() }
+        let memory = lock::shared(&kept_in);
+        Self { token, mount: mount.to_owned(), keep: Keep::new(kept_in), link, memory }
     }
 
     pub(super) fn token_file(&self) -> Option<&Path> {
@@ -145,7 +145,13 @@ impl Wrapped {
         digest: Digest,
         memory: &mut Memory,
     ) -> Result<SecretString, AuthError> {
-        let place = self.keep.prepare().await?;
+        let lock = self.keep.lock().await?;
+        // Another process may have been here since we looked.
+        let kept = self.keep.read().await.ok().flatten();
+        if let Some(kept) = kept.filter(|kept| kept.came_from == digest) {
+            return Ok(kept.secret_id);
+        }
+        let place = self.keep.prepare(lock).await?;
         let unanswered = memory.unanswered.as_ref().filter(|unanswered| **unanswered == digest);
         let made_at = self.look(&token, unanswered).await?;
         let operation = Operation {

@@ -1,16 +1,20 @@
 //! The file that keeps an unwrapped secret id, for its owner's eyes only.
 
 use std::borrow::Cow;
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+use tokio::time::{Instant, sleep};
 use zeroize::Zeroizing;
 
+use super::lock::FileLock;
 use crate::cluster::auth::{AuthError, READ_TIMEOUT};
 
 /// The form of the file.
@@ -19,6 +23,18 @@ const FORMAT: u32 = 1;
 /// More than a secret id in its form takes; written ahead, so that a full disk shows
 /// before anything is unwrapped.
 const ROOM: usize = 4096;
+
+/// How long another process may take to unwrap: a look, an unwrap and the file.
+const LOCK_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often its lock is tried meanwhile.
+const LOCK_POLL: Duration = Duration::from_millis(50);
+
+/// How the name of a file ends that has not taken its place yet.
+const NEXT: &str = ".new";
+
+/// Tells apart the files that one process makes.
+static NEXT_NUMBER: AtomicU64 = AtomicU64::new(0);
 
 /// Where a secret id is kept.
 #[derive(Clone, Debug)]
@@ -45,6 +61,8 @@ pub(super) struct Place {
     file: Option<File>,
     next: PathBuf,
     path: PathBuf,
+    /// Held until the last byte is written, even when nobody waits for that any more.
+    _lock: FileLock,
 }
 
 /// The file's content.
@@ -75,10 +93,30 @@ impl Keep {
         self.blocking(move || try_read(&path)).await
     }
 
+    /// The lock of the place, for which whoever has it is waited.
+    pub(super) async fn lock(&self) -> Result<FileLock, AuthError> {
+        let until = Instant::now() + LOCK_PATIENCE;
+        loop {
+            let path = self.path.clone();
+            if let Some(lock) = self.blocking(move || FileLock::try_at(&path)).await? {
+                return Ok(lock);
+            }
+            if Instant::now() >= until {
+                let why = format!(
+                    "the lock beside it is held by another unwrap for {} s already; no other \
+                     process may use the same stateDir",
+                    LOCK_PATIENCE.as_secs()
+                );
+                return Err(AuthError::File { path: self.path.clone(), why });
+            }
+            sleep(LOCK_POLL).await;
+        }
+    }
+
     /// Makes sure that something can be kept.
-    pub(super) async fn prepare(&self) -> Result<Place, AuthError> {
+    pub(super) async fn prepare(&self, lock: FileLock) -> Result<Place, AuthError> {
         let path = self.path.clone();
-        self.blocking(move || Place::make(path)).await
+        self.blocking(move || Place::make(path, lock)).await
     }
 
     async fn blocking<T: Send + 'static>(
@@ -134,20 +172,16 @@ impl Digest {
 // === impl Place ===
 
 impl Place {
-    fn make(path: PathBuf) -> io::Result<Self> {
-        let folder = folder(&path);
-        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    fn make(path: PathBuf, lock: FileLock) -> io::Result<Self> {
+        sweep(&path)?;
         let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(".new");
-        let next = folder.join(name);
-        match std::fs::remove_file(&next) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
+        let number = NEXT_NUMBER.fetch_add(1, Ordering::Relaxed);
+        name.push(format!(".{}-{number}{NEXT}", std::process::id()));
+        let next = folder(&path).join(name);
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&next)?;
         let room = file.write_all(&[b' '; ROOM]).and_then(|()| file.sync_all());
         // From here on the file goes again, unless it takes its place.
-        let place = Self { file: Some(file), next, path };
+        let place = Self { file: Some(file), next, path, _lock: lock };
         room.map(|()| place)
     }
 
@@ -187,7 +221,23 @@ impl Drop for Place {
     }
 }
 
-fn folder(path: &Path) -> &Path {
+/// Takes away what a crash left beside `path`: it may hold a secret id. Whoever has the
+/// lock is the only one that has such a file.
+fn sweep(path: &Path) -> io::Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    for entry in std::fs::read_dir(folder(path))? {
+        let entry = entry?;
+        let there = entry.file_name();
+        let there = there.to_string_lossy();
+        let rest = there.strip_prefix(&*name);
+        if rest.is_some_and(|rest| rest.starts_with('.') && rest.ends_with(NEXT)) {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn folder(path: &Path) -> &Path {
     path.parent().unwrap_or_else(|| Path::new("/"))
 }
 
