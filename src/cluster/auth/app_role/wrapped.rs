@@ -24,6 +24,7 @@ use crate::cluster::auth::{AuthError, body, checked_token, resolve};
 use crate::cluster::authenticate::Link;
 use crate::cluster::{Answer, CallError, CallErrorKind, Operation, Verb, words};
 use crate::config::settings::SecretSource;
+use crate::task::unbroken;
 
 /// As for a login.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -68,7 +69,8 @@ impl Wrapped {
 
     /// The secret id: the kept one, or out of a token that is new. In a task of its own,
     /// which goes on to its end when nobody waits for it any more: between the unwrap and
-    /// the file there is no other copy. Every step in it has its deadline.
+    /// the file there is no other copy. Every step in it has its deadline, and the end of
+    /// the process waits for it.
     pub(super) async fn secret_id(self: &Arc<Self>) -> Result<SecretString, AuthError> {
         let this = Arc::clone(self);
         match tokio::spawn(async move { this.find_secret_id().await }).await {
@@ -154,6 +156,11 @@ impl Wrapped {
         let place = self.keep.prepare(lock).await?;
         let unanswered = memory.unanswered.as_ref().filter(|unanswered| **unanswered == digest);
         let made_at = self.look(&token, unanswered).await?;
+        // From the unwrap to the file.
+        let Some(_unbroken) = unbroken::begin() else {
+            let why = "this process is about to end".to_owned();
+            return Err(AuthError::Wrapping { why, remedy: "the next one does" });
+        };
         let operation = Operation {
             verb: Verb::Unwrap,
             method: Method::POST,
