@@ -50,7 +50,10 @@ impl AppRole {
     pub(super) async fn would_unwrap(&self) -> Option<Result<String, AuthError>> {
         match &self.proof {
             Proof::Nothing | Proof::SecretId(_) => None,
-            Proof::Wrapped(wrapped) => wrapped.fresh().await.transpose(),
+            Proof::Wrapped(wrapped) => match resolve(&self.role_id).await {
+                Ok(role_id) => wrapped.fresh(&role_id).await.transpose(),
+                Err(error) => Some(Err(error)),
+            },
         }
     }
 
@@ -59,7 +62,7 @@ impl AppRole {
         let secret_id = match &self.proof {
             Proof::Nothing => None,
             Proof::SecretId(source) => Some(resolve(source).await?),
-            Proof::Wrapped(wrapped) => Some(wrapped.secret_id().await?),
+            Proof::Wrapped(wrapped) => Some(wrapped.secret_id(&role_id).await?),
         };
         let mut fields = vec![("role_id", role_id.expose_secret())];
         fields.extend(secret_id.iter().map(|secret| ("secret_id", secret.expose_secret())));
@@ -106,7 +109,9 @@ impl Method for AppRole {
             let secret_id = match &self.proof {
                 Proof::Nothing => return Ok(Rehearsal::Free),
                 // A new wrapping token is unwrapped now: it may have ended by the next login.
-                Proof::Wrapped(wrapped) => wrapped.secret_id().await?,
+                Proof::Wrapped(wrapped) => {
+                    wrapped.secret_id(&resolve(&self.role_id).await?).await?
+                }
                 Proof::SecretId(source) => resolve(source).await?,
             };
             let Some(role) = role else { return Ok(Rehearsal::Unknown) };

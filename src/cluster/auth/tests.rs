@@ -7,7 +7,9 @@ use crate::cluster::Verb;
 use crate::cluster::testing::{
     self, BARE_403, ROLE_ID, Reply, SECRET_ID, Vault, app_role, decrypt, logged_in, ok, pass, soon,
 };
-use crate::config::settings::{AppRoleSettings, AuthSettings, SecretId, SecretSource};
+use crate::config::settings::{
+    AppRoleSettings, AuthSettings, ClusterSettings, SecretId, SecretSource,
+};
 
 #[tokio::test(start_paused = true)]
 async fn a_login_names_role_and_secret_at_its_mount_and_nothing_else() {
@@ -256,4 +258,57 @@ async fn while_another_process_unwraps_it_is_waited_for() {
     drop(lock);
     cluster.ready(soon()).await.unwrap();
     assert_eq!(unwraps.load(Ordering::SeqCst), 1, "it was unwrapped by both");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kept_secret_id_is_not_shown_to_another_vault_or_role() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept_in = folder.path().join("secret-id");
+    let unwraps = Arc::new(AtomicUsize::new(0));
+    testing::cluster(wrapped("w1", &kept_in), unwraps_once(&unwraps))
+        .0
+        .ready(soon())
+        .await
+        .unwrap();
+    assert_eq!(unwraps.load(Ordering::SeqCst), 1);
+
+    let same = testing::settings(wrapped("w1", &kept_in));
+    let with = |change: fn(&mut ClusterSettings)| {
+        let mut other = ClusterSettings::clone(&same);
+        change(&mut other);
+        Arc::new(other)
+    };
+    let elsewhere =
+        |s: &mut ClusterSettings| s.addresses = vec!["https://x0:8200".parse().unwrap()];
+    let others = [
+        with(elsewhere),
+        with(|s| s.auth_namespace = None),
+        with(|s| {
+            let AuthSettings::AppRole(role) = &mut s.auth else { panic!() };
+            role.mount = "team".into();
+        }),
+        with(|s| {
+            let AuthSettings::AppRole(role) = &mut s.auth else { panic!() };
+            role.role_id = SecretSource::Inline("another".into());
+        }),
+    ];
+    for other in others {
+        let (cluster, scripted) = testing::cluster_of(other, unwraps_once(&unwraps));
+        let error = cluster.ready(soon()).await.unwrap_err().to_string();
+        assert!(
+            error.contains("secret-id: the secret ID that is kept there was unwrapped for"),
+            "{error}"
+        );
+        assert!(scripted.seen().is_empty(), "{:?}", scripted.seen());
+    }
+
+    // A cluster that gets another address is the same one, and a new token serves another.
+    let grown = with(|s| s.addresses.push("https://b1:8200".parse().unwrap()));
+    testing::cluster_of(grown, unwraps_once(&unwraps)).0.ready(soon()).await.unwrap();
+    let mut other = ClusterSettings::clone(&with(elsewhere));
+    other.auth = wrapped("w2", &kept_in);
+    let unwrapped = Arc::new(AtomicUsize::new(0));
+    let (cluster, _) = testing::cluster_of(Arc::new(other), unwraps_once(&unwrapped));
+    cluster.ready(soon()).await.unwrap();
+    assert_eq!((unwraps.load(Ordering::SeqCst), unwrapped.load(Ordering::SeqCst)), (1, 1));
 }

@@ -7,6 +7,7 @@
 
 mod kept;
 mod lock;
+mod owner;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -16,9 +17,10 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use self::kept::{Digest, Keep, Kept};
+use self::owner::Owner;
 use crate::clock::Deadline;
 use crate::cluster::auth::{AuthError, body, checked_token, resolve};
 use crate::cluster::authenticate::Link;
@@ -71,59 +73,103 @@ impl Wrapped {
     /// which goes on to its end when nobody waits for it any more: between the unwrap and
     /// the file there is no other copy. Every step in it has its deadline, and the end of
     /// the process waits for it.
-    pub(super) async fn secret_id(self: &Arc<Self>) -> Result<SecretString, AuthError> {
-        let this = Arc::clone(self);
-        match tokio::spawn(async move { this.find_secret_id().await }).await {
+    pub(super) async fn secret_id(
+        self: &Arc<Self>,
+        role_id: &SecretString,
+    ) -> Result<SecretString, AuthError> {
+        let (this, owner) = (Arc::clone(self), self.owner(role_id));
+        match tokio::spawn(async move { this.find_secret_id(owner).await }).await {
             Ok(outcome) => outcome,
             Err(end) if end.is_panic() => std::panic::resume_unwind(end.into_panic()),
             Err(_) => std::future::pending().await, // the process ends
         }
     }
 
-    async fn find_secret_id(&self) -> Result<SecretString, AuthError> {
+    async fn find_secret_id(&self, owner: Owner) -> Result<SecretString, AuthError> {
         let memory = &mut *self.memory.lock().await;
         let (kept, trouble) = match self.kept(memory).await {
             Ok(kept) => (kept, None),
             Err(error) => (None, Some(error)),
         };
+        let foreign = kept.as_ref().and_then(|kept| kept.owner.is_not(&owner));
+        let foreign = foreign.map(|why| AuthError::File { path: self.keep.path().to_owned(), why });
         let (token, digest) = match self.token().await {
             Ok(token) => token,
             // Whoever brought the token may have taken it away again.
-            Err(error) => return kept.map(|kept| kept.secret_id).ok_or(trouble.unwrap_or(error)),
+            Err(error) => {
+                return match kept {
+                    Some(kept) if foreign.is_none() => Ok(self.serve(kept, owner).await),
+                    Some(_) | None => Err(foreign.or(trouble).unwrap_or(error)),
+                };
+            }
         };
         let Some(kept) = kept else {
-            return self.unwrap(token, digest, memory).await.map_err(|e| trouble.unwrap_or(e));
+            return self
+                .unwrap(token, digest, owner, memory)
+                .await
+                .map_err(|e| trouble.unwrap_or(e));
         };
-        if kept.came_from == digest {
-            return Ok(kept.secret_id);
-        }
-        match self.unwrap(token, digest.clone(), memory).await {
-            Err(why) => {
-                if memory.told.as_ref() != Some(&digest) {
-                    error!(
-                        cluster = %self.link.name(), error = %why,
-                        "The new wrapping token cannot be used; logins go on with the secret ID \
-                         that was unwrapped before."
-                    );
-                    memory.told = Some(digest);
-                }
-                Ok(kept.secret_id)
+        match (kept.came_from == digest, foreign) {
+            (true, None) => Ok(self.serve(kept, owner).await),
+            // It is used up, and nobody else has done so.
+            (true, Some(foreign)) => Err(foreign),
+            (false, Some(foreign)) => {
+                warn!(
+                    cluster = %self.link.name(), error = %foreign,
+                    "The secret ID that is kept is not used; the new wrapping token is unwrapped."
+                );
+                self.unwrap(token, digest, owner, memory).await
             }
-            unwrapped => unwrapped,
+            (false, None) => match self.unwrap(token, digest.clone(), owner, memory).await {
+                Err(why) => {
+                    if memory.told.as_ref() != Some(&digest) {
+                        error!(
+                            cluster = %self.link.name(), error = %why,
+                            "The new wrapping token cannot be used; logins go on with the secret \
+                             ID that was unwrapped before."
+                        );
+                        memory.told = Some(digest);
+                    }
+                    Ok(kept.secret_id)
+                }
+                unwrapped => unwrapped,
+            },
         }
+    }
+
+    /// What `kept` holds. It belongs to `owner` from now on, so that one address after the
+    /// other can be replaced.
+    async fn serve(&self, kept: Kept, owner: Owner) -> SecretString {
+        if kept.owner != owner {
+            let next = Kept { owner, ..kept.clone() };
+            let written = async {
+                let place = self.keep.prepare(self.keep.lock().await?).await?;
+                place.keep(&next).await.map_err(|error| self.keep.failed(&error))
+            };
+            if let Err(error) = written.await {
+                debug!(cluster = %self.link.name(), %error, "The new addresses are not kept.");
+            }
+        }
+        kept.secret_id
+    }
+
+    fn owner(&self, role_id: &SecretString) -> Owner {
+        Owner::new(&self.link, &self.mount, role_id)
     }
 
     /// Where the secret id in a token that is still to be unwrapped was made; `None` when
     /// there is nothing to unwrap.
-    pub(super) async fn fresh(&self) -> Result<Option<String>, AuthError> {
+    pub(super) async fn fresh(&self, role_id: &SecretString) -> Result<Option<String>, AuthError> {
         let kept = self.kept(&*self.memory.lock().await).await?;
+        let foreign = kept.as_ref().and_then(|kept| kept.owner.is_not(&self.owner(role_id)));
         let (token, digest) = match (self.token().await, &kept) {
             (Ok(token), _) => token,
-            (Err(_), Some(_)) => return Ok(None),
-            (Err(error), None) => return Err(error),
+            (Err(_), Some(_)) if foreign.is_none() => return Ok(None),
+            (Err(error), _) => return Err(error),
         };
         if kept.is_some_and(|kept| kept.came_from == digest) {
-            return Ok(None);
+            let refused = |why| AuthError::File { path: self.keep.path().to_owned(), why };
+            return foreign.map_or(Ok(None), |why| Err(refused(why)));
         }
         self.look(&token, None).await.map(Some)
     }
@@ -145,12 +191,14 @@ impl Wrapped {
         &self,
         token: SecretString,
         digest: Digest,
+        owner: Owner,
         memory: &mut Memory,
     ) -> Result<SecretString, AuthError> {
         let lock = self.keep.lock().await?;
         // Another process may have been here since we looked.
         let kept = self.keep.read().await.ok().flatten();
-        if let Some(kept) = kept.filter(|kept| kept.came_from == digest) {
+        let ours = |kept: &Kept| kept.came_from == digest && kept.owner.is_not(&owner).is_none();
+        if let Some(kept) = kept.filter(ours) {
             return Ok(kept.secret_id);
         }
         let place = self.keep.prepare(lock).await?;
@@ -179,7 +227,7 @@ impl Wrapped {
         };
         // Between the look and now.
         let unwrapped = self.read(&answer, None, |body: Unwrapped| body.data)?;
-        let kept = Kept { came_from: digest, secret_id: unwrapped.secret_id.into() };
+        let kept = Kept { came_from: digest, owner, secret_id: unwrapped.secret_id.into() };
         let (cluster, file) = (self.link.name(), self.keep.path().display());
         match place.keep(&kept).await {
             Ok(()) => info!(%cluster, made_at, %file, "Unwrapped the secret ID; it is kept."),

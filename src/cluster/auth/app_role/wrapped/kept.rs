@@ -15,14 +15,15 @@ use tokio::time::{Instant, sleep};
 use zeroize::Zeroizing;
 
 use super::lock::FileLock;
+use super::owner::Owner;
 use crate::cluster::auth::{AuthError, READ_TIMEOUT};
 
 /// The form of the file.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
-/// More than a secret id in its form takes; written ahead, so that a full disk shows
-/// before anything is unwrapped.
-const ROOM: usize = 4096;
+/// More than a secret id in its form takes, with 64 addresses; written ahead, so that a full
+/// disk shows before anything is unwrapped.
+const ROOM: usize = 32 * 1024;
 
 /// How long another process may take to unwrap: a look, an unwrap and the file.
 const LOCK_PATIENCE: Duration = Duration::from_secs(30);
@@ -47,6 +48,8 @@ pub(super) struct Keep {
 pub(super) struct Kept {
     /// The wrapping token that it came out of.
     pub(super) came_from: Digest,
+    /// Whom it may be shown to.
+    pub(super) owner: Owner,
     pub(super) secret_id: SecretString,
 }
 
@@ -72,6 +75,7 @@ struct Content<'a> {
     format: u32,
     /// The SHA-256 of the wrapping token.
     came_from: Digest,
+    owner: Owner,
     #[serde(borrow)]
     secret_id: Cow<'a, str>,
 }
@@ -123,10 +127,12 @@ impl Keep {
         &self,
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> Result<T, AuthError> {
-        blocking(work).await.map_err(|error| {
-            let why = format!("the unwrapped secret ID cannot be kept there: {error}");
-            AuthError::File { path: self.path.clone(), why }
-        })
+        blocking(work).await.map_err(|error| self.failed(&error))
+    }
+
+    pub(super) fn failed(&self, error: &io::Error) -> AuthError {
+        let why = format!("the unwrapped secret ID cannot be kept there: {error}");
+        AuthError::File { path: self.path.clone(), why }
     }
 }
 
@@ -157,6 +163,7 @@ fn try_read(path: &Path) -> io::Result<Option<Kept>> {
     }
     Ok(Some(Kept {
         came_from: content.came_from,
+        owner: content.owner,
         secret_id: content.secret_id.into_owned().into(),
     }))
 }
@@ -191,6 +198,7 @@ impl Place {
         let content = Content {
             format: FORMAT,
             came_from: kept.came_from.clone(),
+            owner: kept.owner.clone(),
             secret_id: kept.secret_id.expose_secret().into(),
         };
         // Padded to the room that is there already.
