@@ -19,6 +19,7 @@ use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 use super::lease::Lease;
+use crate::blocking;
 use crate::clock::{UnixSeconds, node_time};
 use crate::config::settings::ClusterSettings;
 
@@ -91,7 +92,7 @@ impl TokenCache {
     /// When what is there must not or cannot be used; the text says why.
     pub(super) async fn read(&self) -> Result<Option<Cached>, String> {
         let this = self.clone();
-        blocking(move || this.read_now(node_time())).await
+        blocking(&self.path, move || this.read_now(node_time())).await
     }
 
     /// Replaces what is there.
@@ -104,19 +105,21 @@ impl TokenCache {
         lease: Option<Lease>,
     ) -> Result<(), String> {
         let (this, token) = (self.clone(), token.clone());
-        blocking(move || this.write_now(&token, lease, node_time())).await
+        blocking(&self.path, move || this.write_now(&token, lease, node_time())).await
     }
 
     /// Removes what is there.
     pub(super) async fn remove(&self) {
         let path = self.path.clone();
-        let _ = blocking(move || std::fs::remove_file(path).map_err(|e| e.to_string())).await;
+        let work = move || std::fs::remove_file(path).map_err(|e| e.to_string());
+        let _ = blocking(&self.path, work).await;
     }
 
     /// Whether the file lies in memory, or in an unknown place.
     pub(super) async fn is_in_memory(&self) -> bool {
         let folder = self.folder().to_owned();
-        let kind = blocking(move || rustix::fs::statfs(&folder).map_err(|e| e.to_string())).await;
+        let ask = move || rustix::fs::statfs(&folder).map_err(|e| e.to_string());
+        let kind = blocking(&self.path, ask).await;
         // The type's width and sign differ between machines; the number does not.
         #[allow(clippy::cast_sign_loss, clippy::unnecessary_cast)]
         kind.map_or(true, |kind| IN_MEMORY.contains(&(kind.f_type as u64 & 0xffff_ffff)))
@@ -229,13 +232,10 @@ impl TokenCache {
 }
 
 async fn blocking<T: Send + 'static>(
+    path: &Path,
     work: impl FnOnce() -> Result<T, String> + Send + 'static,
 ) -> Result<T, String> {
-    match tokio::time::timeout(WITHIN, tokio::task::spawn_blocking(work)).await {
-        Ok(Ok(result)) => result,
-        Ok(Err(_)) => Err("the attempt panicked; please report this bug".into()),
-        Err(_) => Err("no answer from its file system".into()),
-    }
+    blocking::at(path, WITHIN, work).await.unwrap_or_else(|why| Err(why.to_string()))
 }
 
 #[cfg(test)]

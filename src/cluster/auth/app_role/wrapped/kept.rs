@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 
 use super::lock::FileLock;
 use super::owner::Owner;
+use crate::blocking;
 use crate::cluster::auth::{AuthError, READ_TIMEOUT};
 
 /// The form of the file.
@@ -127,7 +128,7 @@ impl Keep {
         &self,
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> Result<T, AuthError> {
-        blocking(work).await.map_err(|error| self.failed(&error))
+        blocking(&self.path, work).await.map_err(|error| self.failed(&error))
     }
 
     pub(super) fn failed(&self, error: &io::Error) -> AuthError {
@@ -136,16 +137,13 @@ impl Keep {
     }
 }
 
-/// Does `work` where it may block, and waits for it no longer than for any other file.
+/// Does `work` at `path` where it may block, and waits for it no longer than for any other
+/// file.
 async fn blocking<T: Send + 'static>(
+    path: &Path,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
-    let work = tokio::task::spawn_blocking(work);
-    match tokio::time::timeout(READ_TIMEOUT, work).await {
-        Ok(Ok(outcome)) => outcome,
-        Ok(Err(panic)) => Err(io::Error::other(panic)),
-        Err(_) => Err(io::Error::other("no answer from its file system")),
-    }
+    blocking::at(path, READ_TIMEOUT, work).await.unwrap_or_else(|why| Err(io::Error::other(why)))
 }
 
 fn try_read(path: &Path) -> io::Result<Option<Kept>> {
@@ -208,6 +206,7 @@ impl Place {
         let room = text.len().max(ROOM - 1);
         text.resize(room, b' ');
         text.push(b'\n');
+        let path = self.path.clone();
         let work = move || {
             let mut file = self.file.take().ok_or_else(|| io::Error::other("it is closed"))?;
             file.rewind()?;
@@ -216,7 +215,7 @@ impl Place {
             std::fs::rename(&self.next, &self.path)?;
             File::open(folder(&self.path))?.sync_all()
         };
-        blocking(work).await
+        blocking(&path, work).await
     }
 }
 
