@@ -60,10 +60,11 @@ pub(crate) trait Method: fmt::Debug + Send + Sync + 'static {
     /// The files that it reads.
     fn files(&self) -> Vec<&Path>;
 
-    /// What tells its logins from those of other settings (mount, role), for whoever keeps
-    /// a token and must not offer it where it does not belong. No secret.
-    fn identity(&self) -> String {
-        self.name().to_owned()
+    /// What tells its logins from those of other settings (mount, role) now, for whoever
+    /// keeps a token and must not offer it where it does not belong. To be shown as a digest
+    /// only: a role id may be in it.
+    fn identity(&self) -> BoxFuture<'_, Result<String, AuthError>> {
+        Box::pin(std::future::ready(Ok(self.name().to_owned())))
     }
 
     /// Whether a login may be made only to see that it works. `role` is what Vault called

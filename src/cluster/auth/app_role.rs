@@ -92,13 +92,12 @@ impl Method for AppRole {
         self.role_id.file().into_iter().chain(secret).collect()
     }
 
-    fn identity(&self) -> String {
-        // A role id is no secret: it names the role, as a user name does.
-        let role = match &self.role_id {
-            SecretSource::Inline(id) => id.expose_secret().to_owned(),
-            SecretSource::File(path) => path.display().to_string(),
-        };
-        format!("appRole {} {role}", self.mount)
+    fn identity(&self) -> BoxFuture<'_, Result<String, AuthError>> {
+        // By content: the file of another role has the same path.
+        Box::pin(async {
+            let role_id = resolve(&self.role_id).await?;
+            Ok(format!("appRole {} {}", self.mount, role_id.expose_secret()))
+        })
     }
 
     fn rehearsal<'a>(
