@@ -29,10 +29,13 @@ use super::resolve::follow::{self, Name};
 use super::resolve::{Doubt, Kind, Names, Resolver};
 use super::retry::RetryLayer;
 use super::tls::LoadedTls;
+use super::tls::trial::Ask;
 use super::trace::TraceLayer;
 use crate::clock::{Deadline, Jitter, VaultClock};
 use crate::config::settings::{ClusterName, ClusterSettings};
 use crate::task::OwnedTask;
+
+mod trial;
 
 type ToOneAddress = BoxCloneSyncService<Attempt, Answer, AttemptError>;
 
@@ -241,6 +244,11 @@ impl Stack {
             fate: Fate::default(),
         };
         endpoint.service.clone().oneshot(attempt).await
+    }
+
+    /// What tries another TLS configuration at the addresses of this.
+    pub fn trial(&self) -> Arc<dyn Ask> {
+        Arc::new(trial::Trial(self.members.clone()))
     }
 
     /// Vault's wall clock, as its nodes tell it.

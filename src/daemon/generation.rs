@@ -318,8 +318,9 @@ impl Member {
         jitter: &Arc<Jitter>,
     ) -> Result<Self, StackError> {
         let stack = Stack::try_new(settings, &tls, Arc::new(TransitVerdicts), Arc::clone(jitter))?;
+        let trial = stack.trial();
         let cluster = Cluster::new(Arc::clone(settings), Arc::new(stack), Arc::clone(jitter));
-        let watch = tls.watch(&settings.tls, &settings.name).map(Arc::new);
+        let watch = tls.watch(&settings.tls, &settings.name, trial).map(Arc::new);
         Ok(Self { tls, cluster, _watch: watch })
     }
 
