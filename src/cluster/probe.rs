@@ -189,7 +189,7 @@ where
     /// One probe, and everything that follows from it.
     async fn look(&self, patience: Duration, memory: &mut Memory) -> Found {
         let began = Instant::now();
-        let answer = self.transport.clone().oneshot(probe(patience)).await;
+        let answer = self.transport.clone().oneshot(question(patience)).await;
         let took = began.elapsed();
         let found = match answer.map(|answer| health::read(&answer)) {
             Ok(Ok(health)) => return self.take(&health, took, memory),
@@ -311,11 +311,12 @@ pub(super) async fn role_of<S>(transport: S, patience: Duration) -> Role
 where
     S: Service<Attempt, Response = Answer, Error = AttemptError>,
 {
-    let answer = transport.oneshot(probe(patience)).await.ok();
+    let answer = transport.oneshot(question(patience)).await.ok();
     answer.and_then(|answer| health::read(&answer).ok()).map_or(Role::Unknown, |h| h.role)
 }
 
-fn probe(patience: Duration) -> Attempt {
+/// `sys/health`, as one attempt.
+pub(super) fn question(patience: Duration) -> Attempt {
     // A namespace header would make it a bad request, and it needs no token.
     let operation = Operation {
         verb: Verb::Health,

@@ -27,10 +27,13 @@ use super::resolve::{Doubt, Kind, Names, Resolver};
 use super::retry::RetryLayer;
 use super::step::StepLayer;
 use super::tls::LoadedTls;
+use super::tls::trial::Ask;
 use super::trace::Trace;
 use crate::clock::{Deadline, Jitter, VaultClock};
 use crate::config::settings::{ClusterName, ClusterSettings};
 use crate::task::OwnedTask;
+
+mod trial;
 
 type ToOneAddress = BoxCloneSyncService<Attempt, Answer, AttemptError>;
 
@@ -227,6 +230,11 @@ impl Stack {
             fault: super::error::Fault::Unsendable("there is no address of that number"),
         })?;
         endpoint.service.clone().oneshot(Attempt::first(call)).await
+    }
+
+    /// What tries another TLS configuration at the addresses of this.
+    pub fn trial(&self) -> Arc<dyn Ask> {
+        Arc::new(trial::Trial(self.members.clone()))
     }
 
     /// Vault's wall clock, as its nodes tell it.
