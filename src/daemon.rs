@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::Stream;
+use futures_util::{Stream, future};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -26,7 +26,7 @@ use crate::listener::peer::PeerPolicy;
 use crate::listener::unix::{self, BindError, BoundSocket};
 use crate::proto::v1beta1::key_management_service_server::KeyManagementServiceServer as V1Server;
 use crate::proto::v2::key_management_service_server::KeyManagementServiceServer as V2Server;
-use crate::task::OwnedTask;
+use crate::task::{OwnedTask, unbroken};
 use crate::telemetry::Telemetry;
 
 #[cfg(test)]
@@ -162,15 +162,23 @@ pub async fn run(start: Start, telemetry: &Telemetry) -> Result<(), ServeError> 
     drop((reloader, watchdog, status));
     notifier.stopping().await;
     tokio::select! {
-        _ = &mut server => {}
+        _ = future::join(&mut server, unbroken::stop()) => {}
         () = tokio::time::sleep(grace) => {
-            tracing::warn!(
-                ?grace, "Calls were still in flight after shutdownGrace; they were cut."
-            );
+            if !server.is_finished() {
+                tracing::warn!(
+                    ?grace, "Calls were still in flight after shutdownGrace; they were cut."
+                );
+            }
         }
         signal = signals.terminated() => {
             tracing::warn!(signal, "Told to stop once more; calls in flight were cut.");
         }
+    }
+    if unbroken::is_running() {
+        tracing::error!(
+            "A secret ID was being unwrapped; if Vault did so, it is lost: destroy it and wrap \
+             another."
+        );
     }
     server.abort();
     drop(admin);

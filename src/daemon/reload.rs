@@ -73,7 +73,7 @@ struct Work {
     generations: Arc<Generations>,
     telemetry: Telemetry,
     jitter: Arc<Jitter>,
-    /// What an earlier process knew.
+    /// What an earlier process knew, and generations of this one.
     remembered: State,
     state: Option<StateKeeper>,
     canaries: Option<OwnedTask>,
@@ -228,6 +228,10 @@ impl Work {
 
     fn put_in_force(&mut self, next: Generation) {
         self.built = next.number();
+        if let Some(running) = self.generations.current() {
+            // What it learnt of a KEK that `next` does not have is for whoever puts it back.
+            self.remembered.take_in(&running.memories());
+        }
         if let Some(state) = &self.state {
             state.follow(next.memories());
             self.canaries = Some(state.keep_canaries(next.canaries()));
