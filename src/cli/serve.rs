@@ -33,6 +33,7 @@ const THREADS_TIMEOUT: Duration = Duration::from_millis(200);
     Environment: every key of the file as VAULT_KMS_PROXY_<KEY>, with __ between the parts of\n\
     a path and _ between its words, goes over the file; flags go over both. BAO_* and VAULT_*\n\
     (ADDR, TOKEN, CACERT, NAMESPACE, ...) fill in what the file leaves out.\n\
+    systemd: a socket that it hands over (LISTEN_FDS) is served, NOTIFY_SOCKET is told.\n\
     Signals: SIGHUP reads the configuration again, SIGTERM and SIGINT finish what runs and stop.\n\
     Exit codes: 0 stopped, 1 the socket cannot be had, 64 bad command line or configuration.")]
 pub struct Serve {
