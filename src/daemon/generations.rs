@@ -97,6 +97,15 @@ impl Readiness for Generations {
 mod tests {
     use super::*;
 
+    #[tokio::test(start_paused = true)]
+    async fn callers_wait_for_the_first_generation_or_for_the_reason_that_there_is_none() {
+        let generations = Generations::default();
+        let patience = std::time::Duration::from_secs(60);
+        assert!(tokio::time::timeout(patience, generations.tried()).await.is_err());
+        generations.explain_absence("ca.pem: no such file".into());
+        assert!(tokio::time::timeout(patience, generations.tried()).await.is_ok());
+    }
+
     #[test]
     fn before_the_first_generation_every_call_is_told_why() {
         let generations = Generations::default();

@@ -183,8 +183,8 @@ mod tests {
         let elsewhere = SocketAddress::Path("/nowhere/kms.sock".into());
         let mut bound = inherited.into_bound(&settings(elsewhere, None)).unwrap();
         assert!(bound.is_inherited());
-        let dialled = tokio::net::UnixStream::connect(&path);
-        assert!(tokio::join!(dialled, bound.listener().accept()).0.is_ok());
+        let _dialled = tokio::net::UnixStream::connect(&path).await.unwrap();
+        assert!(bound.listener().accept().await.is_ok());
         bound.remove_if_ours();
         drop(bound);
         assert!(path.exists(), "the socket unit's file was removed");
