@@ -171,7 +171,7 @@ where
         let mut memory = Memory { was_closed: self.is_closed(), ..Memory::default() };
         loop {
             let began = Instant::now();
-            let is_in_hurry = !self.is_closed() && memory.silent % 2 == 0;
+            let is_in_hurry = !self.is_closed() && memory.silent.is_multiple_of(2);
             let patience = if is_in_hurry { policy.patience } else { policy.long_patience };
             let found = self.look(patience, &mut memory).await;
             memory.silent = if found == Found::Silence { memory.silent + 1 } else { 0 };
