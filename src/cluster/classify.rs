@@ -10,7 +10,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tower::{Layer, Service};
 
-use super::error::{AttemptError, Fault};
+use super::error::{AttemptError, Fault, Word};
 use super::operation::{AddressIndex, Answer, Attempt, Classify, Verdict};
 
 /// Makes [`Judge`]s for one address.
@@ -75,7 +75,7 @@ where
                 Verdict::Stale(reason) => {
                     let address = answer.address.clone();
                     let answer = Box::new(answer);
-                    let fault = Fault::Stale { reason, by_active: false, answer };
+                    let fault = Fault::Stale { reason, word: Word::Anyones, answer };
                     return Err(AttemptError { address, index, fault });
                 }
             };

@@ -19,6 +19,10 @@
 //! is the active node's. On every call it would cost a second hop whenever a standby is a
 //! few milliseconds behind (0.6 ms become 1.4), and make every call hang with a leader that
 //! is frozen, which standbys otherwise do without.
+//!
+//! Where no index was sent, whose word an answer is depends on what its node was known as
+//! when it was asked. What it is by the time of the answer says nothing: a standby that is
+//! behind may be elected in between.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -32,7 +36,8 @@ use http::{HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 use tower::{Layer, Service};
 
-use super::error::{AttemptError, Fault};
+use super::address::{Address, Role, RoleCell};
+use super::error::{AttemptError, Fault, Word};
 use super::operation::{AddressIndex, Answer, Attempt};
 
 /// Carries how far a node's storage has come, both ways.
@@ -76,10 +81,12 @@ struct Index {
 #[derive(Clone)]
 pub struct IndexLayer {
     hands_on: HandsOn,
+    role: RoleCell,
     address: AddressIndex,
 }
 
-/// Keeps the indices of answers, and sends one with the attempts that ask for it.
+/// Keeps the indices of answers, sends one with the attempts that ask for it, and says whose
+/// word an answer is.
 #[derive(Clone)]
 pub struct IndexService<S> {
     inner: S,
@@ -156,9 +163,10 @@ impl Index {
 // === impl IndexLayer ===
 
 impl IndexLayer {
-    /// For attempts at `address`, which `hands_on` is about.
-    pub fn new(hands_on: HandsOn, address: AddressIndex) -> Self {
-        Self { hands_on, address }
+    /// For attempts at `address`.
+    pub fn new(address: &Address) -> Self {
+        let Address { index, hands_on, role, .. } = address;
+        Self { hands_on: hands_on.clone(), role: role.clone(), address: *index }
     }
 
     fn learn(&self, answer: &Answer) {
@@ -197,18 +205,19 @@ where
         let is_asked = attempt.hand_on.contains(layer.address);
         attempt.index = is_asked.then(|| layer.hands_on.header()).flatten();
         let was_sent = attempt.index.is_some();
+        let was_active = layer.role.get() == Role::Active;
         let answering = self.inner.call(attempt);
         async move {
             let mut result = answering.await;
             match &mut result {
                 Ok(answer) => layer.learn(answer),
-                Err(AttemptError { fault, .. }) if was_sent => match fault {
-                    Fault::Stale { by_active, .. } => *by_active = true,
+                Err(AttemptError { fault, .. }) => match fault {
+                    Fault::Stale { word, .. } if was_sent => *word = Word::Actives,
+                    Fault::Stale { word, .. } if was_active => *word = Word::Claimants,
                     // It did not get as far as the question.
-                    Fault::Elsewhere { status: 400, .. } => layer.hands_on.refuse(),
+                    Fault::Elsewhere { status: 400, .. } if was_sent => layer.hands_on.refuse(),
                     _ => {}
                 },
-                Err(_) => {}
             }
             result
         }
@@ -260,7 +269,8 @@ mod tests {
     }
 
     fn layer() -> IndexLayer {
-        IndexLayer::new(HandsOn::default(), AddressIndex(0))
+        let address = Address::new(AddressIndex(0), "https://vault-0:8200".parse().unwrap());
+        IndexLayer::new(&address)
     }
 
     fn answering(index: &str) -> Answer {
@@ -270,11 +280,11 @@ mod tests {
     }
 
     fn stale() -> Fault {
-        Fault::Stale { reason: "too new", by_active: false, answer: Box::new(answer(400)) }
+        Fault::Stale { reason: "too new", word: Word::Anyones, answer: Box::new(answer(400)) }
     }
 
     fn is_by_active(result: &Result<Answer, Fault>) -> bool {
-        matches!(result, Err(Fault::Stale { by_active: true, .. }))
+        matches!(result, Err(Fault::Stale { word: Word::Actives, .. }))
     }
 
     #[tokio::test]
@@ -342,5 +352,26 @@ mod tests {
         assert_eq!(sent, None);
         assert!(!is_by_active(&result), "{result:?}");
         assert!(!layer.hands_on.is_certain());
+    }
+
+    #[tokio::test]
+    async fn without_an_index_it_counts_what_the_node_was_when_it_was_asked() {
+        for (was, is, expected) in [
+            (Role::Active, Role::Standby, Word::Claimants),
+            (Role::Standby, Role::Active, Word::Anyones),
+            (Role::Unknown, Role::Active, Word::Anyones),
+        ] {
+            let layer = layer();
+            layer.role.set(was);
+            let role = layer.role.clone();
+            let inner = tower::service_fn(move |_: Attempt| {
+                role.set(is);
+                let (address, index) = (name(0), AddressIndex(0));
+                async move { Err::<Answer, _>(AttemptError { address, index, fault: stale() }) }
+            });
+            let error = layer.layer(inner).oneshot(attempt()).await.unwrap_err();
+            let Fault::Stale { word, .. } = error.fault else { panic!("{error}") };
+            assert_eq!(word, expected, "{was}, {is}");
+        }
     }
 }

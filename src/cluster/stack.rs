@@ -168,7 +168,7 @@ impl Stack {
             // tells what the answer meant, so it stands over the judge
             .layer(TraceLayer::new(cluster.clone(), address.clone(), breaker.clone()))
             // what a judge takes for stale may be the active node's word
-            .layer(IndexLayer::new(address.hands_on.clone(), address.index))
+            .layer(IndexLayer::new(&address))
             // an answer may mean that the address is unfit, so it becomes a fault here
             .layer(JudgeLayer::new(Arc::clone(classify), address.index))
             .service(transport.clone());

@@ -52,6 +52,32 @@ async fn a_node_that_was_active_and_is_so_no_longer_makes_nothing_final() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_standby_said_is_not_final_because_it_was_elected_meanwhile() {
+    // It answers as a standby that is behind, and as the active node when it is asked again.
+    for again in [Does::Answers, STALE] {
+        let role = Arc::new(std::sync::OnceLock::<crate::cluster::address::RoleCell>::new());
+        let (elected, then) = (Arc::clone(&role), again.clone());
+        let mut scripted = Scripted::new(3, move |index, number| match (index, number) {
+            (0, 1) => {
+                elected.get().unwrap().set(Role::Active);
+                STALE
+            }
+            (0, _) => then.clone(),
+            _ => Does::Refuses,
+        });
+        assert!(role.set(scripted.role(0)).is_ok());
+        scripted.says_now(0, Role::Active);
+        let began = Instant::now();
+        let result = scripted.stack.call(call()).await;
+        assert_eq!((scripted.asked(), began.elapsed()), (vec![0, 0], ms(0)), "{again:?}");
+        match again {
+            Does::Answers => assert_eq!(result.unwrap().address, name(0)),
+            _ => assert!(is_final(result)),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn of_two_nodes_that_say_that_they_are_active_neither_makes_anything_final() {
     for hands_on in [false, true] {
         let scripted = Scripted::new(3, |_, _| STALE);
