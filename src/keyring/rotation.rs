@@ -10,8 +10,9 @@
 //! that is behind catches up within seconds, so it does not repeat itself for a minute; one
 //! that is cut off from its leader does. When it is the only node within reach, its older
 //! version encrypts until another answers: key_id then goes back, but nothing is lost. After
-//! a restart the version that encrypted last stands for what is known, and until something
-//! is believed the key counts as unread.
+//! a restart the newest version that was seen stands for what is known. Until something is
+//! believed the key counts as unread, and encrypts only with a version that the doubted
+//! answer has too.
 //!
 //! *Activation.* A new version encrypts only when it is `activationDelay` old by Vault's
 //! clock, so that every node switches in the same second and no standby is asked to
@@ -41,6 +42,8 @@ const USABLE_TYPES: [&str; 4] =
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SeenKey {
     adopted: Option<Adopted>,
+    /// The newest version of what was believed last, in this life or an earlier one.
+    newest: Option<Activation>,
     doubt: Option<Doubt>,
     activation: Option<Activation>,
     gone: Option<String>,
@@ -56,6 +59,7 @@ struct Adopted {
 /// A lower answer that may turn out to be true.
 #[derive(Clone, Debug)]
 struct Doubt {
+    metadata: Arc<KeyMetadata>,
     order: Order,
     since: Instant,
     times: u32,
@@ -64,7 +68,7 @@ struct Doubt {
 /// (creation time of the latest version, its number).
 type Order = (UnixSeconds, u32);
 
-/// The version that encrypts. A version's creation time belongs to its identity.
+/// A version, as one that encrypts. Its creation time belongs to its identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Activation {
     /// Its number.
@@ -127,9 +131,10 @@ pub(crate) enum Again {
 // === impl SeenKey ===
 
 impl SeenKey {
-    /// A key of which nothing is known but which version encrypted last.
-    pub(crate) fn with_activation(activation: Activation) -> Self {
-        Self { activation: Some(activation), ..Self::default() }
+    /// A key of which nothing is known but which version encrypted last, and which one was
+    /// the newest.
+    pub(crate) fn remembered(activation: Option<Activation>, newest: Option<Activation>) -> Self {
+        Self { activation, newest, ..Self::default() }
     }
 
     /// The metadata that holds now.
@@ -140,6 +145,11 @@ impl SeenKey {
     /// The version that encrypted last.
     pub(crate) fn activation(&self) -> Option<Activation> {
         self.activation
+    }
+
+    /// The newest version that was ever believed to be there.
+    pub(crate) fn newest(&self) -> Option<Activation> {
+        self.newest
     }
 
     /// Why the key is known to be gone.
@@ -164,12 +174,13 @@ impl SeenKey {
         let created = read.versions.get(&read.latest_version);
         let created = created
             .ok_or("Vault answered metadata with no creation time for the latest version")?;
-        let order = (*created, read.latest_version);
+        let newest = Activation { version: read.latest_version, created: *created };
+        let (order, read) = (newest.order(), Arc::new(read));
         self.gone = None;
+        let before = [self.activation, self.newest].into_iter().flatten();
+        let is_older = before.map(|before| before.order()).max().is_some_and(|b| order < b);
         let observation = match &self.adopted {
-            None if self.activation.is_some_and(|last| order < (last.created, last.version)) => {
-                self.doubt(order, now)
-            }
+            None if is_older => self.doubt(&read, order, now),
             None => Observation::First,
             Some(known) if order == known.order => Observation::Same,
             Some(known) if order > known.order => {
@@ -179,7 +190,7 @@ impl SeenKey {
                     });
                 if same_key { Observation::Rotated } else { Observation::Recreated }
             }
-            Some(_) => self.doubt(order, now),
+            Some(_) => self.doubt(&read, order, now),
         };
         if matches!(observation, Observation::Stale { .. }) {
             return Ok(observation);
@@ -189,14 +200,18 @@ impl SeenKey {
             Some(known) if observation == Observation::Same => known.since,
             _ => now,
         };
-        self.adopted = Some(Adopted { metadata: Arc::new(read), order, since });
+        self.adopted = Some(Adopted { metadata: read, order, since });
+        self.newest = Some(newest);
         Ok(observation)
     }
 
-    fn doubt(&mut self, order: Order, now: Instant) -> Observation {
+    fn doubt(&mut self, read: &Arc<KeyMetadata>, order: Order, now: Instant) -> Observation {
+        let metadata = Arc::clone(read);
         let doubt = match self.doubt.take() {
-            Some(doubt) if doubt.order == order => Doubt { times: doubt.times + 1, ..doubt },
-            _ => Doubt { order, since: now, times: 1 },
+            Some(doubt) if doubt.order == order => {
+                Doubt { metadata, times: doubt.times + 1, ..doubt }
+            }
+            _ => Doubt { metadata, order, since: now, times: 1 },
         };
         if doubt.times >= DOUBTS && now - doubt.since >= DOUBT_SPAN {
             return Observation::RolledBack;
@@ -219,12 +234,13 @@ impl SeenKey {
         vault_now: Option<UnixSeconds>,
         now: Instant,
     ) -> Choice {
-        let seen_before = self.adopted.is_some() || self.activation.is_some();
+        let seen_before =
+            self.adopted.is_some() || self.activation.is_some() || self.newest.is_some();
         if let Some(why) = self.gone.as_ref().filter(|_| seen_before) {
             return Choice { active: Err(Inactive::Gone(why.clone())), again: Again::No };
         }
         let Some(Adopted { metadata: key, since, .. }) = &self.adopted else {
-            return Choice { active: Err(Inactive::Unread), again: Again::No };
+            return self.choose_unread(pin, delay, vault_now);
         };
         if let Some(inactive) = unusable(key) {
             return Choice { active: Err(inactive), again: Again::No };
@@ -278,6 +294,49 @@ impl SeenKey {
         };
         self.activation = Some(active);
         Choice { active: Ok(active), again }
+    }
+
+    /// The choice while nothing is believed yet in this life. What an earlier one saw comes of
+    /// age all the same, for that is when every other node switches. An older state that is
+    /// doubted is one of the same key when it has the version that is due: that one encrypts.
+    fn choose_unread(
+        &mut self,
+        pin: Option<u32>,
+        delay: Duration,
+        vault_now: Option<UnixSeconds>,
+    ) -> Choice {
+        let mut again = Again::No;
+        let newer =
+            self.newest.filter(|newest| self.activation.is_none_or(|a| a.is_below(*newest)));
+        if let (Some(newer), Some(now), None) = (newer, vault_now, pin) {
+            let due = newer.created.plus(delay);
+            if due <= now {
+                self.activation = Some(newer);
+            } else {
+                again = Again::At(due);
+            }
+        }
+        let key = self.doubt.as_ref().map(|doubt| &doubt.metadata);
+        let key = key.filter(|key| unusable(key).is_none());
+        let last = key.zip(self.activation).and_then(|(key, last)| {
+            let version = key.version(pin.unwrap_or(last.version))?;
+            let it = Activation { version: version.number, created: version.created };
+            let is_the_same_key = key.version(last.version)?.created == last.created;
+            (is_the_same_key && key.may_encrypt(it.version)).then_some(it)
+        });
+        Choice { active: last.ok_or(Inactive::Unread), again }
+    }
+}
+
+// === impl Activation ===
+
+impl Activation {
+    const fn order(&self) -> Order {
+        (self.created, self.version)
+    }
+
+    fn is_below(self, other: Self) -> bool {
+        self.order() < other.order()
     }
 }
 

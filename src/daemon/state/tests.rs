@@ -30,7 +30,7 @@ fn version(version: u32) -> Activation {
 fn snapshot(activated: u32) -> Snapshot {
     let active = Some(version(activated));
     let proven = Some(UnixSeconds(1_800_000_000));
-    Snapshot { activated: active, active, proven, lost: None }
+    Snapshot { activated: active, active, newest: Some(version(activated + 1)), proven, lost: None }
 }
 
 fn state(known: &[(&KekSettings, Snapshot)]) -> State {
