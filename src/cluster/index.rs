@@ -26,19 +26,16 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::task::{Context, Poll};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
 use http::{HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
-use tower::{Layer, Service};
 
 use super::address::{Address, Role, RoleCell};
 use super::error::{AttemptError, Fault, Word};
 use super::operation::{AddressIndex, Answer, Attempt};
+use super::step::{Ended, Step};
 
 /// Carries how far a node's storage has come, both ways.
 pub(super) const X_VAULT_INDEX: HeaderName = HeaderName::from_static("x-vault-index");
@@ -77,20 +74,19 @@ struct Index {
     value: String,
 }
 
-/// Makes [`IndexService`]s for one address.
+/// Keeps the indices of one address's answers, sends one with the attempts that ask for it,
+/// and says whose word an answer is.
 #[derive(Clone)]
-pub struct IndexLayer {
+pub struct HandOn {
     hands_on: HandsOn,
     role: RoleCell,
     address: AddressIndex,
 }
 
-/// Keeps the indices of answers, sends one with the attempts that ask for it, and says whose
-/// word an answer is.
-#[derive(Clone)]
-pub struct IndexService<S> {
-    inner: S,
-    layer: IndexLayer,
+/// What counts of an attempt when its answer comes.
+pub struct Asked {
+    with_index: bool,
+    the_active_one: bool,
 }
 
 // === impl HandsOn ===
@@ -160,9 +156,9 @@ impl Index {
     }
 }
 
-// === impl IndexLayer ===
+// === impl HandOn ===
 
-impl IndexLayer {
+impl HandOn {
     /// For attempts at `address`.
     pub fn new(address: &Address) -> Self {
         let Address { index, hands_on, role, .. } = address;
@@ -177,61 +173,39 @@ impl IndexLayer {
     }
 }
 
-impl<S> Layer<S> for IndexLayer {
-    type Service = IndexService<S>;
+impl Step for HandOn {
+    type Note = Asked;
 
-    fn layer(&self, inner: S) -> IndexService<S> {
-        IndexService { inner, layer: self.clone() }
-    }
-}
-
-// === impl IndexService ===
-
-impl<S> Service<Attempt> for IndexService<S>
-where
-    S: Service<Attempt, Response = Answer, Error = AttemptError>,
-    S::Future: Send + 'static,
-{
-    type Response = Answer;
-    type Error = AttemptError;
-    type Future = BoxFuture<'static, Result<Answer, AttemptError>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), AttemptError>> {
-        self.inner.poll_ready(cx)
+    fn going(&self, attempt: &mut Attempt) -> Asked {
+        let is_asked = attempt.hand_on.contains(self.address);
+        attempt.index = is_asked.then(|| self.hands_on.header()).flatten();
+        let the_active_one = self.role.get() == Role::Active;
+        Asked { with_index: attempt.index.is_some(), the_active_one }
     }
 
-    fn call(&mut self, mut attempt: Attempt) -> Self::Future {
-        let layer = self.layer.clone();
-        let is_asked = attempt.hand_on.contains(layer.address);
-        attempt.index = is_asked.then(|| layer.hands_on.header()).flatten();
-        let was_sent = attempt.index.is_some();
-        let was_active = layer.role.get() == Role::Active;
-        let answering = self.inner.call(attempt);
-        async move {
-            let mut result = answering.await;
-            match &mut result {
-                Ok(answer) => layer.learn(answer),
-                Err(AttemptError { fault, .. }) => match fault {
-                    Fault::Stale { word, .. } if was_sent => *word = Word::Actives,
-                    Fault::Stale { word, .. } if was_active => *word = Word::Claimants,
-                    // It did not get as far as the question.
-                    Fault::Elsewhere { status: 400, .. } if was_sent => layer.hands_on.refuse(),
-                    _ => {}
-                },
-            }
-            result
+    fn ended(&self, asked: Asked, mut result: Ended) -> Ended {
+        match &mut result {
+            Ok(answer) => self.learn(answer),
+            Err(AttemptError { fault, .. }) => match fault {
+                Fault::Stale { word, .. } if asked.with_index => *word = Word::Actives,
+                Fault::Stale { word, .. } if asked.the_active_one => *word = Word::Claimants,
+                // It did not get as far as the question.
+                Fault::Elsewhere { status: 400, .. } if asked.with_index => self.hands_on.refuse(),
+                _ => {}
+            },
         }
-        .boxed()
+        result
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tower::ServiceExt as _;
+    use tower::{Layer as _, ServiceExt as _};
 
     use super::*;
     use crate::cluster::operation::{AddressSet, Elsewhere};
     use crate::cluster::stack::testing::{answer, attempt, name};
+    use crate::cluster::step::StepLayer;
 
     const CLUSTER: &str = "f431928e-8a16-3868-19f0-95048a03b379";
 
@@ -246,7 +220,7 @@ mod tests {
 
     /// One attempt at an address that answers so: what was sent, and what came of it.
     async fn ask(
-        layer: &IndexLayer,
+        step: &HandOn,
         is_asked: bool,
         result: Result<Answer, Fault>,
     ) -> (Option<HeaderValue>, Result<Answer, Fault>) {
@@ -264,13 +238,12 @@ mod tests {
         if is_asked {
             attempt.hand_on = AddressSet::default().with(AddressIndex(0));
         }
-        let result = layer.layer(inner).oneshot(attempt).await;
+        let result = StepLayer(step.clone()).layer(inner).oneshot(attempt).await;
         (seen.recv().unwrap(), result.map_err(|error| error.fault))
     }
 
-    fn layer() -> IndexLayer {
-        let address = Address::new(AddressIndex(0), "https://vault-0:8200".parse().unwrap());
-        IndexLayer::new(&address)
+    fn step() -> HandOn {
+        HandOn::new(&Address::new(AddressIndex(0), "https://vault-0:8200".parse().unwrap()))
     }
 
     fn answering(index: &str) -> Answer {
@@ -289,18 +262,18 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_sent_lies_beyond_what_any_node_has_reached() {
-        let layer = layer();
-        let _ = ask(&layer, false, Ok(answering(&told("40")))).await;
-        let (sent, result) = ask(&layer, true, Err(stale())).await;
+        let step = step();
+        let _ = ask(&step, false, Ok(answering(&told("40")))).await;
+        let (sent, result) = ask(&step, true, Err(stale())).await;
         assert_eq!(sent.unwrap(), header(&told("9223372036854775807")));
         assert!(is_by_active(&result), "{result:?}");
     }
 
     #[tokio::test]
     async fn nothing_is_sent_to_whoever_is_not_to_hand_on() {
-        let layer = layer();
-        let _ = ask(&layer, false, Ok(answering(&told("40")))).await;
-        let (sent, result) = ask(&layer, false, Err(stale())).await;
+        let step = step();
+        let _ = ask(&step, false, Ok(answering(&told("40")))).await;
+        let (sent, result) = ask(&step, false, Err(stale())).await;
         assert_eq!(sent, None);
         assert!(!is_by_active(&result), "{result:?}");
     }
@@ -312,30 +285,30 @@ mod tests {
         let no_number = STANDARD.encode(r#"{"cluster":"c","value":"0/16B3748"}"#);
         let long = STANDARD.encode(format!(r#"{{"cluster":"{}","value":"1"}}"#, "c".repeat(4_096)));
         for text in ["", "%%", "c:40", &vaults, &unknown_field, &no_number, &long] {
-            let layer = layer();
-            let _ = ask(&layer, false, Ok(answering(text))).await;
-            let (sent, result) = ask(&layer, true, Err(stale())).await;
+            let step = step();
+            let _ = ask(&step, false, Ok(answering(text))).await;
+            let (sent, result) = ask(&step, true, Err(stale())).await;
             assert_eq!(sent, None, "{text}");
             assert!(!is_by_active(&result), "{text}: {result:?}");
-            assert!(!layer.hands_on.is_certain());
+            assert!(!step.hands_on.is_certain());
         }
     }
 
     #[tokio::test]
     async fn an_index_follows_its_address_to_another_cluster() {
-        let layer = layer();
+        let step = step();
         let _ =
-            ask(&layer, false, Ok(answering(&STANDARD.encode(r#"{"cluster":"c","value":"7"}"#))))
+            ask(&step, false, Ok(answering(&STANDARD.encode(r#"{"cluster":"c","value":"7"}"#))))
                 .await;
-        let _ = ask(&layer, false, Ok(answering(&told("3")))).await;
-        let (sent, _) = ask(&layer, true, Err(stale())).await;
+        let _ = ask(&step, false, Ok(answering(&told("3")))).await;
+        let (sent, _) = ask(&step, true, Err(stale())).await;
         assert_eq!(Index::read(&sent.unwrap()).unwrap().cluster, CLUSTER);
     }
 
     #[tokio::test]
     async fn an_address_that_refuses_an_index_is_not_sent_another() {
-        let layer = layer();
-        let _ = ask(&layer, false, Ok(answering(&told("40")))).await;
+        let step = step();
+        let _ = ask(&step, false, Ok(answering(&told("40")))).await;
         let verdict = Elsewhere {
             reason: "no index",
             at_fault: false,
@@ -344,14 +317,14 @@ mod tests {
             again_after: None,
         };
         let refused = || Err(Fault::Elsewhere { status: 400, verdict: verdict.clone() });
-        let _ = ask(&layer, false, refused()).await;
-        assert!(layer.hands_on.is_certain(), "nothing was sent, so it was not about that");
-        let _ = ask(&layer, true, refused()).await;
-        let _ = ask(&layer, false, Ok(answering(&told("41")))).await;
-        let (sent, result) = ask(&layer, true, Err(stale())).await;
+        let _ = ask(&step, false, refused()).await;
+        assert!(step.hands_on.is_certain(), "nothing was sent, so it was not about that");
+        let _ = ask(&step, true, refused()).await;
+        let _ = ask(&step, false, Ok(answering(&told("41")))).await;
+        let (sent, result) = ask(&step, true, Err(stale())).await;
         assert_eq!(sent, None);
         assert!(!is_by_active(&result), "{result:?}");
-        assert!(!layer.hands_on.is_certain());
+        assert!(!step.hands_on.is_certain());
     }
 
     #[tokio::test]
@@ -361,15 +334,15 @@ mod tests {
             (Role::Standby, Role::Active, Word::Anyones),
             (Role::Unknown, Role::Active, Word::Anyones),
         ] {
-            let layer = layer();
-            layer.role.set(was);
-            let role = layer.role.clone();
+            let step = step();
+            step.role.set(was);
+            let role = step.role.clone();
             let inner = tower::service_fn(move |_: Attempt| {
                 role.set(is);
                 let (address, index) = (name(0), AddressIndex(0));
                 async move { Err::<Answer, _>(AttemptError { address, index, fault: stale() }) }
             });
-            let error = layer.layer(inner).oneshot(attempt()).await.unwrap_err();
+            let error = StepLayer(step).layer(inner).oneshot(attempt()).await.unwrap_err();
             let Fault::Stale { word, .. } = error.fault else { panic!("{error}") };
             assert_eq!(word, expected, "{was}, {is}");
         }

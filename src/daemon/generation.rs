@@ -284,14 +284,16 @@ impl Generation {
         &self.keyring
     }
 
-    /// What `/readyz` shows: whether the primary encrypts, and what is known of each KEK.
+    /// What `/readyz` shows: whether the primary encrypts, and what is known of each KEK and
+    /// of each cluster's token.
     pub fn checks(&self) -> Vec<Check> {
         let condition = self.keyring.condition();
         let ok = condition.is_ready();
         let detail = condition.status.unwrap_or_else(|error| error);
         let status = Check { name: "status".into(), ok, detail };
         let keks = condition.keks.into_iter().map(check_of);
-        std::iter::once(status).chain(keks).collect()
+        let clusters = self.clusters.values().map(|member| check_of_token(&member.cluster));
+        std::iter::once(status).chain(keks).chain(clusters).collect()
     }
 }
 
@@ -306,6 +308,20 @@ fn check_of(kek: KekCondition) -> Check {
         (None, None) => "not read yet".to_owned(),
     };
     Check { name: format!("kek {}", kek.name).into(), ok: true, detail: detail + &tiers }
+}
+
+/// What is known of a cluster's token. As with a KEK it decides about nothing; that the next
+/// login would fail is a matter of hours, and is seen here while there is time.
+fn check_of_token(cluster: &Cluster) -> Check {
+    let token = cluster.token_state();
+    let detail = match (token.has_token, &token.rehearsal_error, &token.last_error) {
+        (false, _, Some(error)) => format!("no token: {error}"),
+        (false, _, None) => "no token yet".to_owned(),
+        (true, Some(error), _) => format!("has a token, but the next login fails: {error}"),
+        (true, None, Some(error)) => format!("has a token; {error}"),
+        (true, None, None) => "has a token".to_owned(),
+    };
+    Check { name: format!("cluster {}", cluster.name()).into(), ok: true, detail }
 }
 
 fn tier_of(tier: &TierCondition) -> String {
@@ -329,8 +345,9 @@ impl Member {
         jitter: &Arc<Jitter>,
     ) -> Result<Self, StackError> {
         let stack = Stack::try_new(settings, &tls, Arc::new(TransitVerdicts), Arc::clone(jitter))?;
+        let trial = stack.trial();
         let cluster = Cluster::new(Arc::clone(settings), Arc::new(stack), Arc::clone(jitter));
-        let watch = tls.watch(&settings.tls, &settings.name).map(Arc::new);
+        let watch = tls.watch(&settings.tls, &settings.name, trial).map(Arc::new);
         Ok(Self { tls, cluster, _watch: watch })
     }
 
