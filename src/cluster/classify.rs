@@ -36,6 +36,10 @@ impl Step for Judge {
         let answer = result?;
         let address = answer.address.clone();
         let fault = match self.judge.classify(&operation, &answer) {
+            Verdict::Final if operation.needs_active && answer.status.is_success() => {
+                let reason = "the active node's word was asked for";
+                Fault::Stale { reason, word: Word::Anyones, answer: Box::new(answer) }
+            }
             Verdict::Final => return Ok(answer),
             Verdict::TokenRefused => Fault::TokenRefused,
             Verdict::Elsewhere(verdict) => {

@@ -5,11 +5,10 @@
 //! *Order of what was seen.* Standbys may be behind, so a read is compared with what is
 //! known by (creation time of the latest version, its number). A newer creation time wins
 //! even with a lower number: the key was deleted and made again. A lower answer is taken
-//! for stale, unless it comes three times over 60 s: Vault was restored from a snapshot.
-//! Any node's answer counts for that, because nodes' roles are not known here. A standby
-//! that is behind catches up within seconds, so it does not repeat itself for a minute; one
-//! that is cut off from its leader does. When it is the only node within reach, its older
-//! version encrypts until another answers: key_id then goes back, but nothing is lost. After
+//! for stale, unless the active node says it three times over 60 s: Vault was restored from a
+//! snapshot. Another node's answer counts only where the active one has never been heard of
+//! it, and only after ten minutes: no standby that catches up is behind for so long, and
+//! where nobody says which node is active there must be an end, too. After
 //! a restart the newest version that was seen stands for what is known. Until something is
 //! believed the key counts as unread, and encrypts only with a version that the doubted
 //! answer has too.
@@ -32,6 +31,8 @@ mod tests;
 /// How often a lower answer must come before it is believed, and over how long.
 const DOUBTS: u32 = 3;
 const DOUBT_SPAN: Duration = Duration::from_secs(60);
+/// The same where the active node cannot be asked.
+const UNCONFIRMED_SPAN: Duration = Duration::from_secs(600);
 
 /// Transit's authenticated symmetric types: with these a wrong key is an error, never a
 /// wrong plaintext.
@@ -63,6 +64,8 @@ struct Doubt {
     order: Order,
     since: Instant,
     times: u32,
+    /// Since when, and how often, the active node has said it.
+    confirmed: Option<(Instant, u32)>,
 }
 
 /// (creation time of the latest version, its number).
@@ -75,6 +78,15 @@ pub struct Activation {
     pub version: u32,
     /// When Vault made it.
     pub created: UnixSeconds,
+}
+
+/// Who told the metadata.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Teller {
+    /// Some node, which may be behind.
+    Someone,
+    /// The active node.
+    Active,
 }
 
 /// What a read of the metadata turned out to be.
@@ -90,7 +102,7 @@ pub(crate) enum Observation {
     Recreated,
     /// An older state: not believed (yet).
     Stale {
-        /// How often it came in a row.
+        /// How often the active node has said it in a row.
         times: u32,
     },
     /// An older state that came often enough: Vault was restored from a snapshot.
@@ -169,6 +181,7 @@ impl SeenKey {
     pub(crate) fn observe(
         &mut self,
         read: KeyMetadata,
+        teller: Teller,
         now: Instant,
     ) -> Result<Observation, &'static str> {
         let created = read.versions.get(&read.latest_version);
@@ -180,7 +193,7 @@ impl SeenKey {
         let before = [self.activation, self.newest].into_iter().flatten();
         let is_older = before.map(|before| before.order()).max().is_some_and(|b| order < b);
         let observation = match &self.adopted {
-            None if is_older => self.doubt(&read, order, now),
+            None if is_older => self.doubt(&read, order, teller, now),
             None => Observation::First,
             Some(known) if order == known.order => Observation::Same,
             Some(known) if order > known.order => {
@@ -190,7 +203,7 @@ impl SeenKey {
                     });
                 if same_key { Observation::Rotated } else { Observation::Recreated }
             }
-            Some(_) => self.doubt(&read, order, now),
+            Some(_) => self.doubt(&read, order, teller, now),
         };
         if matches!(observation, Observation::Stale { .. }) {
             return Ok(observation);
@@ -205,18 +218,36 @@ impl SeenKey {
         Ok(observation)
     }
 
-    fn doubt(&mut self, read: &Arc<KeyMetadata>, order: Order, now: Instant) -> Observation {
+    /// Whether an older state was told that may turn out to be true.
+    pub(crate) const fn is_in_doubt(&self) -> bool {
+        self.doubt.is_some()
+    }
+
+    fn doubt(
+        &mut self,
+        read: &Arc<KeyMetadata>,
+        order: Order,
+        teller: Teller,
+        now: Instant,
+    ) -> Observation {
         let metadata = Arc::clone(read);
-        let doubt = match self.doubt.take() {
-            Some(doubt) if doubt.order == order => {
-                Doubt { metadata, times: doubt.times + 1, ..doubt }
-            }
-            _ => Doubt { metadata, order, since: now, times: 1 },
+        let mut doubt = match self.doubt.take() {
+            Some(doubt) if doubt.order == order => Doubt { metadata, ..doubt },
+            _ => Doubt { metadata, order, since: now, times: 0, confirmed: None },
         };
-        if doubt.times >= DOUBTS && now - doubt.since >= DOUBT_SPAN {
+        doubt.times += 1;
+        if teller == Teller::Active {
+            let (since, times) = doubt.confirmed.unwrap_or((now, 0));
+            doubt.confirmed = Some((since, times + 1));
+        }
+        let (since, times, span) = match doubt.confirmed {
+            Some((since, times)) => (since, times, DOUBT_SPAN),
+            None => (doubt.since, doubt.times, UNCONFIRMED_SPAN),
+        };
+        if times >= DOUBTS && now - since >= span {
             return Observation::RolledBack;
         }
-        let times = doubt.times;
+        let times = doubt.confirmed.map_or(0, |(_, times)| times);
         self.doubt = Some(doubt);
         Observation::Stale { times }
     }

@@ -198,7 +198,14 @@ impl TransitKey for Replicas {
     }
 
     fn read(&self, deadline: Deadline) -> BoxFuture<'_, Result<KeyMetadata, TransitError>> {
-        Box::pin(self.shared.read_first(deadline))
+        Box::pin(self.shared.read_first(false, deadline))
+    }
+
+    fn read_at_active(
+        &self,
+        deadline: Deadline,
+    ) -> BoxFuture<'_, Result<KeyMetadata, TransitError>> {
+        Box::pin(self.shared.read_first(true, deadline))
     }
 
     fn encrypt_capabilities(

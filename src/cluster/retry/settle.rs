@@ -47,16 +47,18 @@ pub(super) struct LastWords {
 }
 
 /// Sends `attempt` to where certainty is, once some address has given an answer that may be
-/// stale. The active node comes first, and is asked to hand it on in case it is that no
+/// stale, or from the start when only the active node's will do. The active node comes first, and is asked to hand it on in case it is that no
 /// longer. Where it is not known or cannot answer, those that were behind are to hand it on:
 /// their own answer is known, and others may well know better by themselves.
 pub(super) fn aim(outlook: &dyn Outlook, progress: &Progress, attempt: &mut Attempt) {
     let words = progress.last_words();
+    let is_wanted = attempt.call.operation.needs_active || !words.stale.is_empty();
     // A standby may not know a token yet that is a moment old.
-    attempt.needs_active = !words.stale.is_empty() || !words.refused.is_empty();
-    if !words.stale.is_empty() {
+    attempt.needs_active = is_wanted || !words.refused.is_empty();
+    if is_wanted {
         attempt.hand_on = match active(outlook, &words) {
             Some(active) => AddressSet::default().with(active),
+            None if words.stale.is_empty() => outlook.all(),
             None => words.stale,
         };
     }

@@ -22,6 +22,7 @@ use crate::cluster::operation::{AddressName, Elsewhere, Operation, Verb, Verdict
 
 pub(crate) fn operation(verb: Verb) -> Operation {
     Operation {
+        needs_active: false,
         verb,
         method: Method::POST,
         path: "/v1/transit/decrypt/kube".into(),

@@ -14,8 +14,14 @@ impl Watch {
         Self { seen: SeenKey::default(), start: Instant::now() }
     }
 
+    /// The active node says this.
     fn observe(&mut self, second: u64, read: KeyMetadata) -> Observation {
-        self.seen.observe(read, self.start + Duration::from_secs(second)).unwrap()
+        self.seen.observe(read, Teller::Active, self.start + Duration::from_secs(second)).unwrap()
+    }
+
+    /// Some node says this.
+    fn hear(&mut self, second: u64, read: KeyMetadata) -> Observation {
+        self.seen.observe(read, Teller::Someone, self.start + Duration::from_secs(second)).unwrap()
     }
 
     fn choose(&mut self, pin: Option<u32>, second: u64, known: bool) -> Choice {
@@ -212,7 +218,7 @@ fn metadata_that_contradicts_itself_changes_nothing() {
     let mut watch = Watch::new();
     watch.observe(0, key(1, 100));
     let odd = KeyMetadata { latest_version: 7, ..key(1, 100) };
-    assert!(watch.seen.observe(odd, Instant::now()).is_err());
+    assert!(watch.seen.observe(odd, Teller::Active, Instant::now()).is_err());
     assert_eq!(watch.latest(), 1);
 }
 
@@ -279,4 +285,29 @@ fn a_version_that_was_seen_and_is_not_active_yet_is_remembered() {
     let mut other = after();
     assert_eq!(other.observe(0, key(2, 2_000)), Observation::Stale { times: 1 });
     assert_eq!(other.choose(None, 20, true).active, Err(Inactive::Unread));
+}
+
+#[test]
+fn only_the_active_node_makes_an_older_state_true_while_it_can_be_asked() {
+    let stale = |times| Observation::Stale { times };
+    let old = || key(1, 86_410);
+    let mut watch = Watch::new();
+    watch.observe(0, key(2, 10));
+    for second in [30, 60, 90, 120] {
+        assert_eq!(watch.hear(second, old()), stale(0), "{second}");
+    }
+    for (second, times) in [(130, 1), (160, 2)] {
+        assert_eq!(watch.observe(second, old()), stale(times));
+    }
+    // Of those that came before, and from others, none counts.
+    assert_eq!(watch.hear(200, old()), stale(2));
+    assert_eq!(watch.hear(999, old()), stale(2));
+    assert_eq!(watch.observe(1_000, old()), Observation::RolledBack);
+    // Where it is never heard, there is an end as well.
+    let mut away = Watch::new();
+    away.observe(0, key(2, 10));
+    for second in [30, 300, 629] {
+        assert_eq!(away.hear(second, old()), stale(0), "{second}");
+    }
+    assert_eq!(away.hear(630, old()), Observation::RolledBack);
 }

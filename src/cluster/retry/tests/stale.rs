@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::cluster::address::Role;
+use crate::cluster::operation::Operation;
+use crate::cluster::stack::testing::operation;
 
 const STALE: Does = Does::Says(Verdict::Stale(""));
 
@@ -75,6 +77,29 @@ async fn what_a_standby_said_is_not_final_because_it_was_elected_meanwhile() {
             _ => assert!(is_final(result)),
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_good_answer_will_do_only_from_the_active_node_where_its_word_is_wanted() {
+    let wanted = || {
+        let operation = Operation { needs_active: true, ..operation(Verb::ReadKey) };
+        Call { operation: Arc::new(operation), ..call() }
+    };
+    // It is known; or it is not, and whoever is asked hands it on.
+    for knows in [true, false] {
+        let mut scripted = Scripted::new(3, |_, _| Does::Answers);
+        for index in 0..3 {
+            scripted.is(index, if index == 2 && knows { Role::Active } else { Role::Standby });
+            if !knows {
+                scripted.hands_on(index);
+            }
+        }
+        assert!(is_final(scripted.stack.call(wanted()).await), "{knows}");
+        assert_eq!(scripted.asked(), [if knows { 2 } else { 0 }]);
+    }
+    let scripted = Scripted::new(3, |_, _| Does::Answers);
+    (0..3).for_each(|index| scripted.is(index, Role::Standby));
+    assert!(!is_final(scripted.stack.call(wanted()).await));
 }
 
 #[tokio::test(start_paused = true)]
