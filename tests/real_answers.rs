@@ -388,6 +388,7 @@ async fn roles_are_seen(stack: &Stack, nodes: &[&Node]) -> lab::Result<Vec<Role>
     eventually("each node is seen as what it is", Duration::from_secs(30), || async {
         // Without a token it is refused, wherever it is taken at all.
         let operation = Arc::new(Operation {
+            needs_active: false,
             verb: Verb::Decrypt,
             method: Method::POST,
             path: "/v1/transit/decrypt/kube".into(),
