@@ -6,8 +6,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::canary::CANARY;
+use super::judging::{contradicts, is_about_the_key};
 use super::proof::Finding;
-use super::{FIRST, Shared, contradicts, is_about_the_key};
+use super::{FIRST, Shared};
 use crate::clock::Deadline;
 use crate::secret::Plaintext;
 use crate::task::OwnedTask;
