@@ -157,7 +157,8 @@ pub async fn run(start: Start, telemetry: &Telemetry) -> Result<(), ServeError> 
     }
 
     stop.cancel();
-    drop((reloader, watchdog, status));
+    drop((watchdog, status));
+    let state = reloader.stop();
     notifier.stopping().await;
     tokio::select! {
         _ = future::join(&mut server, unbroken::stop()) => {}
@@ -179,6 +180,9 @@ pub async fn run(start: Start, telemetry: &Telemetry) -> Result<(), ServeError> 
         );
     }
     server.abort();
+    if let Some(state) = state {
+        state.finish().await;
+    }
     drop(admin);
     tracing::info!("Stopped.");
     Ok(())

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tower::{Layer, Service};
 
 use super::budget::Budget;
-use super::error::{AttemptError, Fault};
+use super::error::{AttemptError, Fault, Word};
 use super::operation::{AddressSet, Answer, Attempt, AttemptReason};
 use super::pool::{InFlight, Landed, NoAddress};
 use crate::config::settings::ClusterName;
@@ -239,7 +239,7 @@ where
         // refuses it: a standby that lags does not know it yet.
         let ends = match error.fault {
             // the active node's word, which no other can better
-            Fault::Unsendable(_) | Fault::Stale { by_active: true, .. } => true,
+            Fault::Unsendable(_) | Fault::Stale { word: Word::Actives, .. } => true,
             Fault::TokenRefused => {
                 let is_another = |failed: &AttemptError| failed.index != error.index;
                 self.first.is_second_opinion || self.failed.iter().any(is_another)

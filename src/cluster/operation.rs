@@ -20,6 +20,9 @@ mod addresses;
 /// addresses at once, but for those that can use a secret up; see [`Self::repeatable`].
 #[derive(Clone)]
 pub struct Operation {
+    /// Only the active node's answer will do: a good one of another node is taken for one
+    /// that may be stale.
+    pub needs_active: bool,
     /// What it is, for metrics, spans and verdicts.
     pub verb: Verb,
     /// The HTTP method.
@@ -167,8 +170,9 @@ pub struct Elsewhere {
 
 impl fmt::Debug for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { verb, method, path, namespace, body } = self;
+        let Self { needs_active, verb, method, path, namespace, body } = self;
         f.debug_struct("Operation")
+            .field("needs_active", needs_active)
             .field("verb", verb)
             .field("method", method)
             .field("path", path)

@@ -233,7 +233,9 @@ where
             carries_trial: has_sound
                 && attempt.reason == AttemptReason::First
                 && attempt.call.operation.repeatable(),
-            needs_active: attempt.needs_active || attempt.call.operation.writes(),
+            needs_active: attempt.needs_active
+                || attempt.call.operation.needs_active
+                || attempt.call.operation.writes(),
         };
         let order = order(&candidates, &wanted);
         order.into_iter().filter_map(|index| roster.get(index)).collect()

@@ -319,6 +319,7 @@ where
 pub(super) fn question(patience: Duration) -> Attempt {
     // A namespace header would make it a bad request, and it needs no token.
     let operation = Operation {
+        needs_active: false,
         verb: Verb::Health,
         method: Method::GET,
         path: PATH.into(),

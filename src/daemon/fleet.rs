@@ -106,6 +106,7 @@ impl Daemon {
 
 fn decrypt() -> Operation {
     Operation {
+        needs_active: false,
         verb: Verb::Decrypt,
         method: http::Method::POST,
         path: "/v1/transit/decrypt/kube".to_owned(),

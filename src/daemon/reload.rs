@@ -37,6 +37,7 @@ const RUNNING_WITHIN: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Reloader {
     requested: Arc<Notify>,
+    state: Option<StateKeeper>,
     _task: OwnedTask,
 }
 
@@ -105,7 +106,7 @@ impl Reloader {
             telemetry,
             jitter,
             remembered,
-            state,
+            state: state.clone(),
             canaries: None,
             told,
             built: 0,
@@ -118,7 +119,12 @@ impl Reloader {
                 work.reload().await;
             }
         });
-        Self { requested, _task: task }
+        Self { requested, state, _task: task }
+    }
+
+    /// Builds nothing any more; what remains is the state, to be finished when the last call is.
+    pub(super) fn stop(self) -> Option<StateKeeper> {
+        self.state
     }
 
     /// Asks for a reload; returns at once.

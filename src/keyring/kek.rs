@@ -214,6 +214,10 @@ impl Core {
             let Choice { active, again } = m.key.choose(pin, delay, vault_now, Instant::now());
             match &active {
                 Ok(chosen) => m.active = Some(*chosen),
+                // What an earlier process saw may have come of age.
+                Err(Inactive::Unread) if pin.is_none() => {
+                    m.active = m.key.activation().or(m.active)
+                }
                 // Read and found wanting; that Vault's clock is not known yet passes.
                 Err(Inactive::Unusable(_)) if again == Again::No => m.active = None,
                 Err(_) => {}
