@@ -78,6 +78,7 @@ impl OwnedTask {
         let stop = token.clone();
         let handle = tokio::spawn(async move {
             tokio::select! {
+                biased;
                 () = stop.cancelled() => {}
                 () = work => {}
             }

@@ -270,6 +270,7 @@ where
                     return;
                 }
                 tokio::select! {
+                    biased;
                     () = sleep_until(due) => {}
                     () = resumed => {}
                 }
@@ -277,17 +278,19 @@ where
         };
         let wanted = async {
             tokio::select! {
+                biased;
                 () = self.breaker.probe_wanted() => {}
                 () = self.address.role.doubted() => {}
             }
         };
         tokio::select! {
-            () = timer => false,
+            biased;
             () = wanted => {
                 let is_needed = !(is_good && self.is_closed()) && self.watch.is_busy();
                 sleep_until(after(policy.spacing(hasty, is_needed))).await;
                 true
             }
+            () = timer => false,
         }
     }
 }

@@ -128,8 +128,9 @@ impl Follower {
     async fn wait(&self, pause: Duration) {
         let soonest = Instant::now() + SOONEST.min(pause);
         tokio::select! {
-            () = tokio::time::sleep(self.name.jitter.around(pause)) => {}
+            biased;
             () = self.name.doubt.raised() => tokio::time::sleep_until(soonest).await,
+            () = tokio::time::sleep(self.name.jitter.around(pause)) => {}
         }
     }
 
