@@ -304,7 +304,7 @@ mod overload {
         (90, Phase::Calm),
     ];
 
-    const DAEMONS: u32 = 100;
+    const DAEMONS: u32 = 60;
     const CAPACITY: u32 = 2;
 
     #[test]
