@@ -180,9 +180,11 @@ mod outage {
 
     #[test]
     fn the_same_seed_tells_the_same_story_and_another_seed_another() {
-        let (first, second) = (fleet(50, 1).play(), fleet(50, 1).play());
+        // So many, and into the outage, that somewhere two things happen at once.
+        let play = |seed| Fleet { end: DOWN + 6, ..fleet(250, seed) }.play();
+        let (first, second) = (play(1), play(1));
         assert_eq!(first.differs(&second), None);
-        assert!(first.differs(&fleet(50, 2).play()).is_some());
+        assert!(first.differs(&play(2)).is_some());
     }
 
     #[test]
@@ -248,7 +250,7 @@ mod logins {
 
     use super::*;
 
-    const DAEMONS: u32 = 300;
+    const DAEMONS: u32 = 200;
 
     fn fleet(start: u64, course: Course, end: u64) -> Fleet {
         let (daemons, between_calls, capacity) = (DAEMONS, BETWEEN_CALLS, 2);
@@ -304,7 +306,7 @@ mod overload {
         (90, Phase::Calm),
     ];
 
-    const DAEMONS: u32 = 60;
+    const DAEMONS: u32 = 40;
     const CAPACITY: u32 = 2;
 
     #[test]

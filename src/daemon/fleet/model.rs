@@ -227,10 +227,11 @@ impl Model {
         let answer = if has_no_answer {
             (500, LEADERLESS.to_owned())
         } else {
-            let revoked = self.course.iter().filter(|(from, phase)| {
+            let mut revoked = self.course.iter().filter(|(from, phase)| {
                 *phase == Phase::Revoked && Duration::from_secs(*from) <= at
             });
-            let since = revoked.last().map_or(Duration::ZERO, |(at, _)| Duration::from_secs(*at));
+            let since =
+                revoked.next_back().map_or(Duration::ZERO, |(at, _)| Duration::from_secs(*at));
             let leads =
                 node.0 == leader && !matches!(phase, Phase::LeaderLost | Phase::NobodyServes);
             state.answer(call, at, since, leads)
