@@ -281,6 +281,7 @@ impl<S: Send + Sync + 'static> View for Members<S> {
                 return changes.next().await; // no name is resolved yet
             }
             tokio::select! {
+                biased;
                 _ = future::select_all(breakers) => {}
                 () = changes.next() => {}
             }

@@ -284,11 +284,12 @@ where
                 return is_wanted;
             }
             tokio::select! {
-                () = sleep_until(due) => {}
-                () = resumed => {}
-                () = changed => {}
+                biased;
                 () = self.breaker.probe_wanted(), if !is_wanted => is_wanted = true,
                 () = self.address.role.doubted(), if !is_wanted => is_wanted = true,
+                () = changed => {}
+                () = resumed => {}
+                () = sleep_until(due) => {}
             }
         }
     }

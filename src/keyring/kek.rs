@@ -23,7 +23,7 @@ use crate::telemetry::metrics::{self, Metric};
 use crate::transit::{KeyMetadata, KeyVersion, TransitError, TransitKey, Vouch};
 
 mod calling;
-mod watching;
+pub(crate) mod watching;
 
 pub(crate) use calling::{Verified, Verify};
 pub(crate) use watching::keep_proven;

@@ -225,6 +225,7 @@ impl BreakerState {
                 Err(None) => changed.await,
                 Err(Some(trial_at)) => {
                     tokio::select! {
+                        biased;
                         () = changed => {}
                         () = tokio::time::sleep_until(trial_at) => {}
                     }

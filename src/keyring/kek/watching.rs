@@ -17,17 +17,18 @@ use crate::telemetry::metrics::{self, Metric};
 use crate::transit::{KeyMetadata, Refusal, TransitError};
 
 /// A read that takes longer will not be waited for; an election is over by then.
-const READ_WITHIN: Duration = Duration::from_secs(5);
+pub(crate) const READ_WITHIN: Duration = Duration::from_secs(5);
 /// The least between two reads, however many calls want one.
 const READ_GAP: Duration = Duration::from_millis(100);
 /// The wait after the first failed read; it doubles from there.
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 /// The longest wait while a key was never read, when nothing else serves.
 const UNREAD_BACKOFF: Duration = Duration::from_secs(5);
-/// A canary's encrypt and decrypt, together.
-const CANARY_WITHIN: Duration = Duration::from_secs(5);
+/// A canary's encrypt and decrypt, together: what kube-apiserver gives one call. The longer
+/// it waits in an outage, the more of a fleet's wait in the moment in which that ends.
+pub(crate) const CANARY_WITHIN: Duration = Duration::from_secs(3);
 /// The longest wait after failed canaries: kube-apiserver asks Status every 10 s then.
-const CANARY_BACKOFF: Duration = Duration::from_secs(10);
+pub(crate) const CANARY_BACKOFF: Duration = Duration::from_secs(10);
 
 /// What a canary proves.
 #[derive(PartialEq, Eq)]
@@ -84,9 +85,10 @@ impl Core {
                 }
             };
             tokio::select! {
-                () = tokio::time::sleep_until(step) => {}
-                () = self.transit.news() => drop(self.reconsider()),
+                biased;
                 () = self.read_now.notified() => return tokio::time::sleep_until(soonest).await,
+                () = self.transit.news() => drop(self.reconsider()),
+                () = tokio::time::sleep_until(step) => {}
             }
         }
     }
@@ -162,6 +164,7 @@ impl Core {
     ) -> Result<KeyMetadata, TransitError> {
         loop {
             tokio::select! {
+                biased;
                 read = &mut reading => return read,
                 () = self.transit.news() => drop(self.reconsider()),
             }
@@ -264,6 +267,7 @@ impl Core {
                     return;
                 }
                 tokio::select! {
+                    biased;
                     changed = reads.changed() => if changed.is_err() { return },
                     changed = views.changed() => if changed.is_err() { return },
                     () = tokio::time::sleep_until(self.begun + VOUCHED_AFTER),
@@ -325,8 +329,9 @@ pub(crate) async fn keep_proven(core: Arc<Core>, grace: Duration) {
         if let Some(due) = due.filter(|due| *due > Instant::now()) {
             last = before;
             tokio::select! {
-                () = tokio::time::sleep_until(due) => {}
+                biased;
                 () = core.prove_now.notified() => last = None,
+                () = tokio::time::sleep_until(due) => {}
                 changed = views.changed() => if changed.is_err() { return },
             }
             continue; // real traffic may have proven it meanwhile

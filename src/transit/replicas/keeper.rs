@@ -74,11 +74,12 @@ async fn keep_proven(shared: Arc<Shared>, replica: usize) {
         };
         let soonest = Instant::now() + GAP;
         tokio::select! {
-            () = tokio::time::sleep(shared.jitter.around(next)) => {}
+            biased;
             changed = work.changed() => match changed {
                 Ok(()) => tokio::time::sleep_until(soonest).await,
                 Err(_) => return,
             },
+            () = tokio::time::sleep(shared.jitter.around(next)) => {}
         }
     }
 }

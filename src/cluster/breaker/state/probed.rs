@@ -16,6 +16,7 @@ impl BreakerState {
             changed.as_mut().enable(); // before the look, so that no change slips between
             let over_at = self.probe_at();
             tokio::select! {
+                biased;
                 () = self.0.probe.notified() => return,
                 () = changed => {}
                 () = tokio::time::sleep_until(over_at.unwrap_or_else(Instant::now)),
