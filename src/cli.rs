@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand};
 
 pub mod check;
 pub mod dial;
+pub mod etcd;
 pub mod oracle;
 pub mod probe;
 pub mod serve;
