@@ -20,11 +20,11 @@ use crate::secret::Plaintext;
 use crate::task::OwnedTask;
 use crate::transit::{Refusal, TransitError, VaultCiphertext};
 use condition::KeyringCondition;
-use envelope::Form;
+use envelope::{Form, Reader};
 use kek::{Kek, Verified, Verify};
 
 pub mod condition;
-mod envelope;
+pub(crate) mod envelope;
 #[cfg(test)]
 mod fake;
 pub mod kek;
@@ -118,6 +118,9 @@ pub enum KeyringError {
     /// Nothing to encrypt, or more than fits.
     #[error("{0}")]
     BadPlaintext(String),
+    /// The ciphertext needs something that is not configured; the text says what.
+    #[error("{0}")]
+    NotConfigured(String),
     /// The ciphertext names a KEK that is not configured.
     #[error(
         "the ciphertext was written with KEK `{named}`, which is not configured; \
@@ -240,12 +243,14 @@ impl Keyring {
         hints: &DecryptHints,
         deadline: Deadline,
     ) -> Result<Plaintext, KeyringError> {
-        match envelope::read(ciphertext, hints, &self.names)? {
+        let bao = self.settings.bao_kms_provider.as_ref();
+        match (Reader { keks: &self.names, bao }).read(ciphertext, hints)? {
             Form::Named { kek, ciphertext } => {
                 self.kek(&kek)?.core().decrypt(&ciphertext, deadline).await
             }
             Form::Bare { first, ciphertext } => {
-                self.decrypt_bare(first.as_ref(), &ciphertext, deadline).await
+                let plaintext = self.decrypt_bare(first.as_ref(), &ciphertext, deadline).await;
+                plaintext.map_err(|error| error.about(&ciphertext))
             }
         }
     }
@@ -407,6 +412,17 @@ impl KeyringError {
     /// Vault was asked and said no.
     const fn is_refusal(&self) -> bool {
         matches!(self, Self::Transit { source, .. } if source.is_final())
+    }
+
+    /// Vault cannot tell a wrong key from wrong associated data, so both are said.
+    fn about(self, ciphertext: &VaultCiphertext) -> Self {
+        if !ciphertext.is_bound() || !(self.is_verdict() || matches!(self, Self::Unreadable(_))) {
+            return self;
+        }
+        Self::Unreadable(format!(
+            "{self}; bao-kms-provider wrote it, and bound it to the names under \
+             legacy.baoKmsProvider, which must be those of its configuration"
+        ))
     }
 
     /// Vault's no is about the ciphertext. A key that may not be used or that is deleted

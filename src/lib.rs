@@ -23,6 +23,7 @@ pub mod keyring;
 pub mod kms;
 pub mod listener;
 pub mod secret;
+pub mod stored;
 pub mod task;
 pub mod telemetry;
 pub mod transit;

@@ -108,3 +108,41 @@ async fn a_foreign_ciphertext_that_is_refused_says_nothing_about_the_active_vers
     bench.decrypt(b"kube:v9:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8gISIj").await.unwrap_err();
     assert_eq!(bench.keyring.status().unwrap().healthz, "ok");
 }
+
+#[tokio::test(start_paused = true)]
+async fn wrong_names_of_bao_kms_provider_are_not_told_as_a_wrong_key_alone() {
+    let names = BaoKmsProvider {
+        provider_name: "a".into(),
+        cluster_id: "b".into(),
+        instance_id: "c".into(),
+    };
+    let bench = Bench::start(&["kube"], |s| s.bao_kms_provider = Some(names));
+    bench.settle().await;
+    let hash = "rXiCr_lOjsbykm0mDHAvUcVxQl_XcVnT61MesgcPnzc";
+    let annotations = [
+        ("provider", "openbao-transit"),
+        ("key-id-hash", "qCXYChOIPSWs7scJIduEDiNOYvEUJtFS1Rsbz1eAWY4"),
+        ("transit-key-version", "1"),
+        ("transit-mount-hash", hash),
+        ("transit-key-hash", hash),
+        ("aad-version", "v1"),
+    ];
+    let entry = |(name, value)| (format!("{name}.kms.openbao.org"), str::as_bytes(value).to_vec());
+    let hints = DecryptHints {
+        key_id: "obk2.ig7zS9_yvQrdlcvWgJUhA5q_fQYupc5jRX5MzhAMQSk".into(),
+        annotations: annotations.into_iter().map(entry).collect(),
+    };
+    let bare = bare_of(&bench, 0).await;
+    let decrypt = || bench.keyring.decrypt(&bare, &hints, soon());
+    assert_eq!(decrypt().await.unwrap().expose(), [7; 32]);
+    bench.script(0, |s| s.refuse_decrypt = Some(Refusal::WrongKey));
+    let error = decrypt().await.unwrap_err();
+    assert!(matches!(error, KeyringError::Unreadable(_)), "{error}");
+    for part in ["KEK `kube`: ", "not made by this key", "the names under legacy.baoKmsProvider"] {
+        assert!(error.to_string().contains(part), "{part}: {error}");
+    }
+    // An outage says nothing of the names.
+    bench.script(0, |s| s.down = true);
+    let error = decrypt().await.unwrap_err();
+    assert!(!error.to_string().contains("baoKmsProvider"), "{error}");
+}
