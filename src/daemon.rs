@@ -4,27 +4,25 @@
 //! and gives up on whoever does not. So the socket is bound first and serves from then on;
 //! the first [`generation`] is built in the background, however long Vault is away.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
-use crate::admin::{self, AdminState};
+use crate::admin::AdminState;
 use crate::config::load::{Loaded, Sources};
+use crate::config::outline::Outline;
 use crate::config::settings::Settings;
 use crate::kms::{self, MAX_REQUEST_BYTES};
-use crate::listener::accept::Acceptor;
-use crate::listener::peer::PeerPolicy;
+use crate::listener::moving::{self, SocketControl};
 use crate::listener::unix::{self, BindError, BoundSocket};
 use crate::proto::v1beta1::key_management_service_server::KeyManagementServiceServer as V1Server;
 use crate::proto::v2::key_management_service_server::KeyManagementServiceServer as V2Server;
-use crate::task::OwnedTask;
 use crate::telemetry::Telemetry;
 
+mod admin_port;
 #[cfg(test)]
 mod fleet;
 pub mod generation;
@@ -34,9 +32,11 @@ pub mod process;
 pub mod reload;
 pub mod signals;
 mod state;
+mod watch;
 
+use admin_port::AdminPort;
 use generations::Generations;
-use reload::Reloader;
+use reload::{Parts, Reloader};
 use signals::{Signal, Signals};
 
 /// How many streams one connection may have open. hyper's default of 200 is too few for
@@ -89,32 +89,37 @@ pub async fn run(
             return Ok(());
         }
     };
-    let generations = Arc::new(Generations::default());
+    let started_with = Outline::of(&settings);
+    let generations = Arc::new(Generations::new(started_with, &sources));
     let stop = CancellationToken::new();
-    let admin = settings.admin.map(|address| {
-        let readiness = Arc::clone(&generations) as _;
-        let state = AdminState { readiness, prometheus: telemetry.prometheus().clone() };
-        let stop = stop.child_token();
-        let begin = move || serve_admin(address, state.clone(), stop.clone());
-        OwnedTask::spawn_again("admin", begin)
+    let readiness = Arc::clone(&generations) as _;
+    let state = AdminState { readiness, prometheus: telemetry.prometheus().clone() };
+    let admin = AdminPort::start(settings.admin, state, stop.child_token());
+    let (mut server, socket) = start_server(&settings, socket, &generations, &stop);
+    let grace = settings.shutdown_grace;
+    let reloader = Reloader::start(Parts {
+        sources,
+        settings,
+        generations: Arc::clone(&generations),
+        telemetry: telemetry.clone(),
+        socket,
+        admin,
     });
 
-    let mut server = start_server(&settings, socket, &generations, &stop);
-    let grace = settings.shutdown_grace;
-    let reloader = Reloader::start(sources, settings, Arc::clone(&generations), telemetry);
-
-    loop {
+    let grace = loop {
         tokio::select! {
             signal = signals.next() => match signal {
                 Signal::Reload => reloader.request(),
                 Signal::Terminate(name) => {
+                    let running = generations.current();
+                    let grace = running.map_or(grace, |running| running.shutdown_grace());
                     tracing::info!(signal = name, ?grace, "Stopping; calls in flight may finish.");
-                    break;
+                    break grace;
                 }
             },
             ended = &mut server => return Err(server_end(ended)),
         }
-    }
+    };
 
     stop.cancel();
     drop(reloader);
@@ -130,33 +135,8 @@ pub async fn run(
         }
     }
     server.abort();
-    drop(admin);
     tracing::info!("Stopped.");
     Ok(())
-}
-
-/// People and load balancers look at the admin port, kube-apiserver does not: while it
-/// cannot be bound, calls are served without it.
-async fn serve_admin(address: SocketAddr, state: AdminState, stop: CancellationToken) {
-    let mut told = false;
-    let listener = loop {
-        match TcpListener::bind(address).await {
-            Ok(listener) => break listener,
-            Err(error) if !told => {
-                told = true;
-                tracing::error!(
-                    %address, %error,
-                    "The admin port cannot be bound; /livez, /readyz and /metrics are not served \
-                     until it can. Free it, or set admin.listen to another one or to off."
-                );
-            }
-            Err(_) => {}
-        }
-        tokio::time::sleep(ADMIN_BIND_RETRY).await;
-    };
-    let address = listener.local_addr().unwrap_or(address);
-    tracing::info!(%address, "Serving /livez, /readyz and /metrics.");
-    admin::serve(listener, state, stop).await;
 }
 
 fn start_server(
@@ -164,7 +144,7 @@ fn start_server(
     socket: BoundSocket,
     generations: &Arc<Generations>,
     stop: &CancellationToken,
-) -> JoinHandle<Result<(), tonic::transport::Error>> {
+) -> (JoinHandle<Result<(), tonic::transport::Error>>, SocketControl) {
     let v1 = kms::v1::Service::new(Arc::clone(generations) as _);
     let v2 = kms::v2::Service::new(Arc::clone(generations) as _, settings.keyring.status.version);
     let router = Server::builder()
@@ -178,10 +158,9 @@ fn start_server(
         .add_service(V1Server::new(v1).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(V2Server::new(v2).max_decoding_message_size(MAX_REQUEST_BYTES));
     tracing::info!(socket = %socket.address(), "Serving KMS v1beta1 and v2.");
-    let policy = PeerPolicy::new(&settings.socket);
-    let connections = Acceptor::new(socket, policy, stop.child_token()).into_stream();
+    let (control, connections) = moving::accept(socket, &settings.socket, stop.child_token());
     let stopped = stop.clone().cancelled_owned();
-    tokio::spawn(router.serve_with_incoming_shutdown(connections, stopped))
+    (tokio::spawn(router.serve_with_incoming_shutdown(connections, stopped)), control)
 }
 
 fn server_end(
@@ -193,9 +172,6 @@ fn server_end(
         Err(error) => error.to_string(),
     })
 }
-
-/// How often an admin port that could not be bound is tried again.
-const ADMIN_BIND_RETRY: Duration = Duration::from_secs(5);
 
 /// How often a first generation that could not be built is tried again.
 pub(crate) const FIRST_BUILD_RETRY: Duration = Duration::from_secs(5);

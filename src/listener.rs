@@ -4,7 +4,8 @@
 //! nobody who still answers. [`accept`] takes connections in and never stops by itself,
 //! [`peer`] looks who is at the other end, and [`connection`] is what the server then
 //! reads and writes: the stream behind [`authority`], which makes the `:authority` of old
-//! kube-apiservers one that the server accepts.
+//! kube-apiservers one that the server accepts. [`moving`] lets a reload put another socket in
+//! the place of the first.
 //!
 //! A socket inherited from systemd will have its own module beside [`unix`] and come in by
 //! the same type, [`unix::BoundSocket`].
@@ -12,5 +13,6 @@
 pub mod accept;
 pub mod authority;
 pub mod connection;
+pub mod moving;
 pub mod peer;
 pub mod unix;

@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future;
 
@@ -20,6 +21,7 @@ use crate::clock::{Deadline, Jitter, node_time};
 use crate::cluster::stack::{Stack, StackError};
 use crate::cluster::tls::{LoadedTls, TlsError};
 use crate::cluster::{CallError, Cluster};
+use crate::config::outline::Outline;
 use crate::config::settings::{
     ClusterName, ClusterSettings, KekName, KekSettings, RotationSettings, Settings,
 };
@@ -40,6 +42,8 @@ mod tests;
 #[derive(Debug)]
 pub struct Generation {
     number: u64,
+    outline: Outline,
+    shutdown_grace: Duration,
     keyring: Arc<Keyring>,
     clusters: BTreeMap<ClusterName, Member>,
     keks: BTreeMap<KekIdentity, Held>,
@@ -102,10 +106,16 @@ pub enum BuildError {
 pub enum NotReady {
     /// A new or changed cluster gave no token.
     #[error("{0}")]
-    Cluster(#[from] CallError),
-    /// The primary KEK cannot encrypt.
-    #[error("{0}")]
-    Primary(#[from] KeyringError),
+    Cluster(CallError),
+    /// A new or changed KEK does not do what it is for: the primary encrypts, the others
+    /// only have to be there.
+    #[error("{error}")]
+    Kek {
+        /// Which one.
+        kek: KekName,
+        /// Why.
+        error: KeyringError,
+    },
 }
 
 // === impl BuildError ===
@@ -201,16 +211,28 @@ impl Generation {
         });
         new_keks.extend(promoted);
         let keyring = Keyring::new(settings.keyring.clone(), in_order);
-        Ok(Self { number, keyring, clusters, keks, new_clusters, new_keks })
+        let outline = Outline::of(settings);
+        let shutdown_grace = settings.shutdown_grace;
+        Ok(Self {
+            number,
+            outline,
+            shutdown_grace,
+            keyring,
+            clusters,
+            keks,
+            new_clusters,
+            new_keks,
+        })
     }
 
     /// Waits until what is new or changed has answered. What is not the primary's only
-    /// earns a warning: the reload that takes a dead cluster out must not need it, nor may
-    /// it use up the primary's time.
+    /// earns a warning, unless `strict`: the reload that takes a dead cluster out must not
+    /// need it, nor may it use up the primary's time.
     ///
     /// # Errors
-    /// When the primary or its cluster is new or changed and cannot encrypt.
-    pub async fn ready(&self, deadline: Deadline) -> Result<(), NotReady> {
+    /// Everything that must answer and does not: the primary and its cluster, if new or
+    /// changed, and with `strict` the others too.
+    pub async fn ready(&self, deadline: Deadline, strict: bool) -> Result<(), Vec<NotReady>> {
         let clusters = self.new_clusters.iter().map(|name| {
             let cluster = &self.clusters[name].cluster;
             async move { (name, cluster.ready(deadline).await) }
@@ -220,27 +242,42 @@ impl Generation {
 
         // A replica that is away is no reason to do without the rest of a configuration.
         let primary = self.keyring.keks().first().map(|kek| &kek.settings().clusters[0]);
+        let mut missing = Vec::new();
         for (name, result) in clusters {
             match result {
                 Ok(()) => {}
-                Err(error) if primary == Some(name) => return Err(error.into()),
+                Err(error) if strict || primary == Some(name) => {
+                    missing.push(NotReady::Cluster(error));
+                }
                 Err(error) => tracing::warn!(
                     cluster = %name,
                     "A new cluster does not answer; what only it holds cannot be decrypted yet: {error}."
                 ),
             }
         }
+        let named = |name: &ClusterName| {
+            let is_it = |m: &NotReady| matches!(m, NotReady::Cluster(e) if e.cluster == *name);
+            missing.iter().any(is_it)
+        };
+        let told: Vec<_> = self.new_clusters.iter().filter(|name| named(name)).cloned().collect();
         for KekReadiness { kek, primary, result } in keks {
             match result {
                 Ok(()) => {}
-                Err(error) if primary => return Err(error.into()),
+                // Without its cluster it cannot answer, and that is told.
+                Err(_) if self.first_cluster(&kek).is_some_and(|name| told.contains(name)) => {}
+                Err(error) if strict || primary => missing.push(NotReady::Kek { kek, error }),
                 Err(error) => tracing::warn!(
                     %kek,
                     "A KEK that is not the primary does not answer; it cannot decrypt now: {error}."
                 ),
             }
         }
-        Ok(())
+        if missing.is_empty() { Ok(()) } else { Err(missing) }
+    }
+
+    fn first_cluster(&self, kek: &KekName) -> Option<&ClusterName> {
+        let kek = self.keyring.keks().iter().find(|held| held.name() == kek)?;
+        kek.settings().clusters.first()
     }
 
     /// Whether the primary encrypts and decrypts now, asked anew.
@@ -266,6 +303,16 @@ impl Generation {
     /// Which one it is, from 1.
     pub const fn number(&self) -> u64 {
         self.number
+    }
+
+    /// What its configuration says.
+    pub const fn outline(&self) -> &Outline {
+        &self.outline
+    }
+
+    /// How long calls in flight may take to finish when the process stops.
+    pub const fn shutdown_grace(&self) -> Duration {
+        self.shutdown_grace
     }
 
     /// Its keyring.

@@ -21,6 +21,7 @@ use rustix::net::{
 use tokio::net::UnixListener;
 use tokio::time::Instant;
 
+pub use self::file::SocketAccess;
 use self::file::SocketFile;
 use self::lock::LockFile;
 use crate::config::settings::{SocketAddress, SocketSettings};
@@ -319,6 +320,11 @@ impl BoundSocket {
     /// What accepts.
     pub(super) const fn listener(&self) -> &UnixListener {
         &self.listener
+    }
+
+    /// The way to change its file's mode and owner; `None` when it has no file of ours.
+    pub(super) fn access(&self) -> Option<SocketAccess> {
+        self.file.as_ref().map(|owned| owned.file.access())
     }
 
     /// Removes the socket's file, if it is still the one that was made here. The listener
