@@ -4,9 +4,11 @@
 //! and gives up on whoever does not. So the socket is bound first and serves from then on;
 //! the first [`generation`] is built in the background, however long Vault is away.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::{Stream, future};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
@@ -16,10 +18,13 @@ use crate::config::load::{Loaded, Sources};
 use crate::config::outline::Outline;
 use crate::config::settings::Settings;
 use crate::kms::{self, MAX_REQUEST_BYTES};
-use crate::listener::moving::{self, SocketControl};
+use crate::listener::connection::Connection;
+use crate::listener::inherited::Inherited;
+use crate::listener::moving;
 use crate::listener::unix::{self, BindError, BoundSocket};
 use crate::proto::v1beta1::key_management_service_server::KeyManagementServiceServer as V1Server;
 use crate::proto::v2::key_management_service_server::KeyManagementServiceServer as V2Server;
+use crate::task::unbroken;
 use crate::telemetry::Telemetry;
 
 mod admin_port;
@@ -28,7 +33,9 @@ mod fleet;
 pub mod generation;
 pub mod generations;
 mod identity;
+mod notify;
 pub mod process;
+mod pulse;
 pub mod reload;
 pub mod signals;
 mod state;
@@ -36,6 +43,8 @@ mod watch;
 
 use admin_port::AdminPort;
 use generations::Generations;
+use notify::{Notifier, Story};
+use pulse::pulse;
 use reload::{Parts, Reloader};
 use signals::{Signal, Signals};
 
@@ -55,12 +64,19 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 /// How large a request's headers may be, all together.
 const MAX_HEADER_LIST_BYTES: u32 = 32 * 1024;
 
+/// Who hears, beside the log, what becomes of a configuration.
+#[derive(Clone, Debug, Default)]
+struct Told {
+    notifier: Notifier,
+    story: Story,
+}
+
 /// What ends the daemon before it serves, or while it does.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// No signal handler.
     #[error("the signal handlers could not be installed: {0}")]
-    Signals(#[source] std::io::Error),
+    Signals(#[source] io::Error),
     /// No socket.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -69,42 +85,68 @@ pub enum ServeError {
     Server(String),
 }
 
+/// What a daemon starts with.
+#[derive(Debug)]
+pub struct Start {
+    /// The configuration that it runs on.
+    pub loaded: Loaded,
+    /// Where a reload reads it again.
+    pub sources: Sources,
+    /// The socket, when systemd has bound it.
+    pub inherited: Option<Inherited>,
+}
+
 /// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// When the socket cannot be bound. Never because Vault is away.
-pub async fn run(
-    loaded: Loaded,
-    sources: Sources,
-    telemetry: &Telemetry,
-) -> Result<(), ServeError> {
+pub async fn run(start: Start, telemetry: &Telemetry) -> Result<(), ServeError> {
     process::harden();
     let mut signals = Signals::install().map_err(ServeError::Signals)?;
-    let settings = loaded.settings;
+    let Start { loaded: Loaded { settings, .. }, sources, inherited } = start;
+    let notifier = Notifier::from_env();
     // A predecessor may hold the lock for a while; whoever stops us must not wait for it.
     let socket = tokio::select! {
-        socket = unix::bind(&settings.socket) => socket?,
+        socket = socket(inherited, &settings) => match socket {
+            Ok(socket) => socket,
+            Err(error) => {
+                notifier.failed(&error).await;
+                return Err(error.into());
+            }
+        },
         signal = signals.terminated() => {
             tracing::info!(signal, "Stopped before the socket was bound.");
             return Ok(());
         }
     };
+    let story = Story::default();
     let started_with = Outline::of(&settings);
     let generations = Arc::new(Generations::new(started_with, &sources));
     let stop = CancellationToken::new();
     let readiness = Arc::clone(&generations) as _;
     let state = AdminState { readiness, prometheus: telemetry.prometheus().clone() };
     let admin = AdminPort::start(settings.admin, state, stop.child_token());
-    let (mut server, socket) = start_server(&settings, socket, &generations, &stop);
-    let grace = settings.shutdown_grace;
+    let status = notifier.follow(&story, &generations);
+    let address = socket.address().clone();
+    let (socket, connections) = moving::accept(socket, &settings.socket, stop.child_token());
     let reloader = Reloader::start(Parts {
         sources,
-        settings,
+        settings: settings.clone(),
         generations: Arc::clone(&generations),
         telemetry: telemetry.clone(),
         socket,
         admin,
+        told: Told { notifier: notifier.clone(), story },
     });
+    // The socket listens, so nobody is refused meanwhile; whoever waits in its line would only
+    // be told that there are no keys yet.
+    let _ = tokio::time::timeout(FIRST_BUILD, generations.tried()).await;
+    let (pulse, own) = pulse();
+    tracing::info!(socket = %address, "Serving KMS v1beta1 and v2.");
+    let connections = futures_util::stream::select(connections, own);
+    let mut server = start_server(&settings, connections, &generations, &stop);
+    notifier.ready();
+    let watchdog = notifier.watch(pulse);
 
     let grace = loop {
         tokio::select! {
@@ -112,7 +154,8 @@ pub async fn run(
                 Signal::Reload => reloader.request(),
                 Signal::Terminate(name) => {
                     let running = generations.current();
-                    let grace = running.map_or(grace, |running| running.shutdown_grace());
+                    let grace =
+                        running.map_or(settings.shutdown_grace, |running| running.shutdown_grace());
                     tracing::info!(signal = name, ?grace, "Stopping; calls in flight may finish.");
                     break grace;
                 }
@@ -122,29 +165,49 @@ pub async fn run(
     };
 
     stop.cancel();
-    drop(reloader);
+    drop((reloader, watchdog, status));
+    notifier.stopping().await;
     tokio::select! {
-        _ = &mut server => {}
+        _ = future::join(&mut server, unbroken::stop()) => {}
         () = tokio::time::sleep(grace) => {
-            tracing::warn!(
-                ?grace, "Calls were still in flight after shutdownGrace; they were cut."
-            );
+            if !server.is_finished() {
+                tracing::warn!(
+                    ?grace, "Calls were still in flight after shutdownGrace; they were cut."
+                );
+            }
         }
         signal = signals.terminated() => {
             tracing::warn!(signal, "Told to stop once more; calls in flight were cut.");
         }
+    }
+    if unbroken::is_running() {
+        tracing::error!(
+            "A secret ID was being unwrapped; if Vault did so, it is lost: destroy it and wrap \
+             another."
+        );
     }
     server.abort();
     tracing::info!("Stopped.");
     Ok(())
 }
 
+/// The inherited socket, or the configured one.
+async fn socket(
+    inherited: Option<Inherited>,
+    settings: &Settings,
+) -> Result<BoundSocket, BindError> {
+    match inherited {
+        Some(inherited) => inherited.into_bound(&settings.socket),
+        None => unix::bind(&settings.socket).await,
+    }
+}
+
 fn start_server(
     settings: &Settings,
-    socket: BoundSocket,
+    connections: impl Stream<Item = io::Result<Connection>> + Send + 'static,
     generations: &Arc<Generations>,
     stop: &CancellationToken,
-) -> (JoinHandle<Result<(), tonic::transport::Error>>, SocketControl) {
+) -> JoinHandle<Result<(), tonic::transport::Error>> {
     let v1 = kms::v1::Service::new(Arc::clone(generations) as _);
     let v2 = kms::v2::Service::new(Arc::clone(generations) as _, settings.keyring.status.version);
     let router = Server::builder()
@@ -157,10 +220,8 @@ fn start_server(
         .layer(kms::stack::layers(&settings.kms))
         .add_service(V1Server::new(v1).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(V2Server::new(v2).max_decoding_message_size(MAX_REQUEST_BYTES));
-    tracing::info!(socket = %socket.address(), "Serving KMS v1beta1 and v2.");
-    let (control, connections) = moving::accept(socket, &settings.socket, stop.child_token());
     let stopped = stop.clone().cancelled_owned();
-    (tokio::spawn(router.serve_with_incoming_shutdown(connections, stopped)), control)
+    tokio::spawn(router.serve_with_incoming_shutdown(connections, stopped))
 }
 
 fn server_end(
@@ -172,6 +233,10 @@ fn server_end(
         Err(error) => error.to_string(),
     })
 }
+
+/// How long callers wait for the first generation, which takes reading a few files and no
+/// Vault.
+const FIRST_BUILD: Duration = Duration::from_secs(1);
 
 /// How often a first generation that could not be built is tried again.
 pub(crate) const FIRST_BUILD_RETRY: Duration = Duration::from_secs(5);

@@ -20,11 +20,12 @@ use crate::secret::Plaintext;
 use crate::task::OwnedTask;
 use crate::transit::{Refusal, TransitError, VaultCiphertext};
 use condition::KeyringCondition;
-use envelope::Form;
+use envelope::{Form, Reader};
 use kek::{Kek, Verified, Verify};
 
+mod bare;
 pub mod condition;
-mod envelope;
+pub(crate) mod envelope;
 #[cfg(test)]
 mod fake;
 pub mod kek;
@@ -118,6 +119,9 @@ pub enum KeyringError {
     /// Nothing to encrypt, or more than fits.
     #[error("{0}")]
     BadPlaintext(String),
+    /// The ciphertext needs something that is not configured; the text says what.
+    #[error("{0}")]
+    NotConfigured(String),
     /// The ciphertext names a KEK that is not configured.
     #[error(
         "the ciphertext was written with KEK `{named}`, which is not configured; \
@@ -240,12 +244,14 @@ impl Keyring {
         hints: &DecryptHints,
         deadline: Deadline,
     ) -> Result<Plaintext, KeyringError> {
-        match envelope::read(ciphertext, hints, &self.names)? {
+        let bao = self.settings.bao_kms_provider.as_ref();
+        match (Reader { keks: &self.names, bao }).read(ciphertext, hints)? {
             Form::Named { kek, ciphertext } => {
                 self.kek(&kek)?.core().decrypt(&ciphertext, deadline).await
             }
             Form::Bare { first, ciphertext } => {
-                self.decrypt_bare(first.as_ref(), &ciphertext, deadline).await
+                let plaintext = self.decrypt_bare(first.as_ref(), &ciphertext, deadline).await;
+                plaintext.map_err(|error| error.about(&ciphertext))
             }
         }
     }
@@ -289,51 +295,6 @@ impl Keyring {
     /// The KEKs, in order.
     pub fn keks(&self) -> &[Arc<Kek>] {
         &self.keks
-    }
-
-    /// Decrypts a ciphertext that names no KEK: with `first`, then with the one that
-    /// `legacy.key` names, then with each in order. The next one is asked only after a
-    /// definite answer, so that an outage is never told as "wrong key".
-    async fn decrypt_bare(
-        &self,
-        first: Option<&KekName>,
-        ciphertext: &VaultCiphertext,
-        deadline: Deadline,
-    ) -> Result<Plaintext, KeyringError> {
-        let order = self.bare_order(first);
-        let mut refusals = Vec::new();
-        for kek in &order {
-            match kek.core().decrypt(ciphertext, deadline).await {
-                Ok(plaintext) => return Ok(plaintext),
-                Err(error) if error.is_refusal() => refusals.push(error),
-                Err(error) if order.len() == 1 => return Err(error),
-                Err(error) => {
-                    refusals.push(error);
-                    return Err(KeyringError::Undecided(list(&refusals)));
-                }
-            }
-        }
-        match refusals.len() {
-            0 => Err(self.no_kek()),
-            1 => Err(refusals.remove(0)),
-            _ if refusals.iter().all(KeyringError::is_verdict) => Err(KeyringError::Unreadable(
-                format!("no configured KEK can decrypt it: {}", list(&refusals)),
-            )),
-            _ => Err(KeyringError::Undecided(list(&refusals))),
-        }
-    }
-
-    /// Every KEK once. None is left out, whatever `legacy.key` says: any that ever was the
-    /// first under `write.format: vault` has written ciphertexts that name no KEK.
-    fn bare_order(&self, first: Option<&KekName>) -> Vec<&Arc<Kek>> {
-        let named = first.into_iter().chain(&self.settings.legacy_key);
-        let mut order: Vec<&Arc<Kek>> = Vec::with_capacity(self.keks.len());
-        for name in named.chain(&self.names) {
-            if order.iter().all(|kek| kek.name() != name) {
-                order.extend(self.keks.iter().find(|kek| kek.name() == name));
-            }
-        }
-        order
     }
 
     fn kek(&self, name: &KekName) -> Result<&Arc<Kek>, KeyringError> {
@@ -386,10 +347,6 @@ fn too_long(plaintext: &Plaintext, length: usize, longest: usize) -> KeyringErro
     ))
 }
 
-fn list(errors: &[KeyringError]) -> String {
-    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
-}
-
 // === impl EncryptFor ===
 
 impl EncryptFor {
@@ -404,9 +361,15 @@ impl EncryptFor {
 // === impl KeyringError ===
 
 impl KeyringError {
-    /// Vault was asked and said no.
-    const fn is_refusal(&self) -> bool {
-        matches!(self, Self::Transit { source, .. } if source.is_final())
+    /// Vault cannot tell a wrong key from wrong associated data, so both are said.
+    fn about(self, ciphertext: &VaultCiphertext) -> Self {
+        if !ciphertext.is_bound() || !(self.is_verdict() || matches!(self, Self::Unreadable(_))) {
+            return self;
+        }
+        Self::Unreadable(format!(
+            "{self}; bao-kms-provider wrote it, and bound it to the names under \
+             legacy.baoKmsProvider, which must be those of its configuration"
+        ))
     }
 
     /// Vault's no is about the ciphertext. A key that may not be used or that is deleted

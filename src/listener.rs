@@ -7,12 +7,13 @@
 //! kube-apiservers one that the server accepts. [`moving`] lets a reload put another socket in
 //! the place of the first.
 //!
-//! A socket inherited from systemd will have its own module beside [`unix`] and come in by
-//! the same type, [`unix::BoundSocket`].
+//! [`inherited`] takes it from systemd instead, where systemd has bound it; both come in by the
+//! same type, [`unix::BoundSocket`].
 
 pub mod accept;
 pub mod authority;
 pub mod connection;
+pub mod inherited;
 pub mod moving;
 pub mod peer;
 pub mod unix;

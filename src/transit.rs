@@ -133,11 +133,12 @@ pub struct TierCondition {
 }
 
 /// A ciphertext as Transit writes it: `vault:vN:<base64>`, with a well-formed version and
-/// base64 payload.
+/// base64 payload; and the associated data that it was made with.
 #[derive(Clone, PartialEq, Eq)]
 pub struct VaultCiphertext {
     version: u32,
     payload: String,
+    associated_data: Option<String>,
 }
 
 /// What Transit answers to an encrypt.
@@ -269,7 +270,20 @@ impl VaultCiphertext {
     pub fn try_new(version: u32, payload: &str) -> Option<Self> {
         use base64::Engine as _;
         let decoded = base64::engine::general_purpose::STANDARD.decode(payload).ok()?;
-        (version > 0 && !decoded.is_empty()).then(|| Self { version, payload: payload.to_owned() })
+        (version > 0 && !decoded.is_empty()).then(|| Self {
+            version,
+            payload: payload.to_owned(),
+            associated_data: None,
+        })
+    }
+
+    /// The same, made with these associated data: without them it does not decrypt.
+    #[must_use]
+    pub fn bound_to(mut self, associated_data: &[u8]) -> Self {
+        use base64::Engine as _;
+        let encoded = base64::engine::general_purpose::STANDARD.encode(associated_data);
+        self.associated_data = Some(encoded);
+        self
     }
 
     /// Reads `vault:vN:<base64>`; `None` when the text has another form.
@@ -287,6 +301,16 @@ impl VaultCiphertext {
     /// The base64 payload.
     pub fn payload(&self) -> &str {
         &self.payload
+    }
+
+    /// Base64 of the associated data that it was made with, if any.
+    pub fn associated_data(&self) -> Option<&str> {
+        self.associated_data.as_deref()
+    }
+
+    /// Whether it was made with associated data.
+    pub const fn is_bound(&self) -> bool {
+        self.associated_data.is_some()
     }
 
     /// As Transit reads it.

@@ -157,6 +157,11 @@ impl Values {
         };
         self.put("status.onOutage", on_outage);
         self.put_some("legacy.key", keyring.legacy_key.as_ref());
+        if let Some(bao) = &keyring.bao_kms_provider {
+            self.put("legacy.baoKmsProvider.providerName", &bao.provider_name);
+            self.put("legacy.baoKmsProvider.clusterId", &bao.cluster_id);
+            self.put("legacy.baoKmsProvider.instanceId", &bao.instance_id);
+        }
     }
 
     fn of_the_rest(&mut self, settings: &Settings) {

@@ -5,6 +5,7 @@ mod auth;
 mod clusters;
 pub(super) mod files;
 mod keys;
+mod legacy;
 mod reload;
 mod report;
 mod socket;
@@ -20,7 +21,7 @@ use self::report::{Holds, Report};
 use super::diagnostics::{Place, Problem};
 use super::load::{Field, FileForm, Merged};
 use super::settings::{
-    KekName, KeyringSettings, KmsSettings, OnOutage, RotationSettings, Settings, StatusSettings,
+    KeyringSettings, KmsSettings, OnOutage, RotationSettings, Settings, StatusSettings,
     StatusVersion, VerifyEncrypt, WriteFormat,
 };
 
@@ -81,28 +82,16 @@ fn keyring(
         values::choice(report, &field, &choices)
     });
     let status = status(report, file);
-    let legacy = file.find(&["legacy", "key"]).map(|field| {
-        let names = keks.iter().flatten().map(|kek| kek.name.as_str()).collect::<Vec<_>>();
-        let known = keks.is_none() || names.contains(&field.text());
-        if !known {
-            report.error(
-                &field,
-                format!("`{}` is not in keyNames", values::shown(field.text())),
-                format!("write one of {}", names.join(", ")),
-            );
-        }
-        KekName::try_new(field.text()).ok()
-    });
+    let legacy = legacy::legacy(report, file, keks.as_deref());
+    let legacy = legacy?;
     Some(KeyringSettings {
         keks: keks?,
         rotation: rotation?,
         verify_encrypt: verify_encrypt?,
         write_format: write_format?,
         status: status?,
-        legacy_key: match legacy {
-            Some(name) => Some(name?),
-            None => None,
-        },
+        legacy_key: legacy.key,
+        bao_kms_provider: legacy.bao,
     })
 }
 

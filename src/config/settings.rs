@@ -98,6 +98,20 @@ pub struct KeyringSettings {
     pub status: StatusSettings,
     /// The KEK that is asked first to decrypt `vault:vN:` ciphertexts, which name none.
     pub legacy_key: Option<KekName>,
+    /// What bao-kms-provider bound its ciphertexts to, where it ran before.
+    pub bao_kms_provider: Option<BaoKmsProvider>,
+}
+
+/// The names in bao-kms-provider's configuration that go into its associated data. They hold
+/// nothing that JSON escapes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BaoKmsProvider {
+    /// Its name for itself.
+    pub provider_name: String,
+    /// Its name for the Kubernetes cluster.
+    pub cluster_id: String,
+    /// Its name for the OpenBao installation.
+    pub instance_id: String,
 }
 
 /// One KEK.

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwapOption;
+use tokio::sync::watch;
 
 use super::generation::Generation;
 use crate::admin::{Check, LastReload, Readiness, Running};
@@ -19,6 +20,7 @@ pub struct Generations {
     sources: (Option<String>, Flags),
     started_with: Outline,
     told: Mutex<Told>,
+    tried: watch::Sender<bool>,
 }
 
 #[derive(Debug)]
@@ -36,7 +38,8 @@ impl Generations {
         let sources = (file, sources.flags.clone());
         let why_none = "its configuration is being built".to_owned();
         let told = Mutex::new(Told { why_none, last_reload: None });
-        Self { current: ArcSwapOption::empty(), sources, started_with, told }
+        let tried = watch::Sender::new(false);
+        Self { current: ArcSwapOption::empty(), sources, started_with, told, tried }
     }
 
     /// The generation in force; `None` until the first is built.
@@ -47,6 +50,13 @@ impl Generations {
     /// Puts `next` in force. Calls in flight end on the one that they began with.
     pub fn swap(&self, next: Arc<Generation>) {
         self.current.store(Some(next));
+        self.tried.send_replace(true);
+    }
+
+    /// Waits until the first one is in force, or is known not to be: then calls are told why.
+    pub async fn tried(&self) {
+        // It cannot fail: the sender is here.
+        let _ = self.tried.subscribe().wait_for(|tried| *tried).await;
     }
 
     /// What the process started with.
@@ -57,6 +67,7 @@ impl Generations {
     /// Says why there is still no generation.
     pub fn explain_absence(&self, why: String) {
         self.told().why_none = why;
+        self.tried.send_replace(true);
     }
 
     /// Says how a reload has ended: with what refused it, if anything did.
@@ -77,6 +88,13 @@ impl Generations {
             Some(why) => format!("generation {number}; the last reload was refused: {why}"),
         };
         Check { name: "configuration".into(), ok: true, detail }
+    }
+}
+
+#[cfg(test)]
+impl Default for Generations {
+    fn default() -> Self {
+        Self::new(Outline::default(), &Sources::default())
     }
 }
 
@@ -121,7 +139,7 @@ mod tests {
 
     #[test]
     fn before_the_first_generation_every_call_is_told_why() {
-        let generations = Generations::new(Outline::default(), &Sources::default());
+        let generations = Generations::default();
         generations.explain_absence("ca.pem: no such file".into());
         let why = CurrentKeyring::current(&generations).unwrap_err();
         assert_eq!(why.to_string(), "vault-kms-proxy is starting: ca.pem: no such file");
@@ -132,7 +150,7 @@ mod tests {
 
     #[test]
     fn what_refused_the_last_reload_is_told_until_one_succeeds() {
-        let generations = Generations::new(Outline::default(), &Sources::default());
+        let generations = Generations::default();
         assert_eq!(generations.check(3).detail, "generation 3");
         generations.reloaded(Some("x.yaml:1:1: no".into()));
         let check = generations.check(3);

@@ -20,6 +20,7 @@ use opentelemetry::KeyValue;
 use tokio::sync::Notify;
 
 use super::FIRST_BUILD_RETRY;
+use super::Told;
 use super::admin_port::AdminPort;
 use super::generation::{BuildError, Generation};
 use super::generations::Generations;
@@ -71,6 +72,8 @@ pub(super) struct Parts {
     pub(super) socket: SocketControl,
     /// The port of people and load balancers.
     pub(super) admin: AdminPort,
+    /// Who hears what becomes of it.
+    pub(super) told: Told,
 }
 
 /// Why a reload changed nothing.
@@ -96,7 +99,7 @@ struct Work {
     /// Whether another content of the file is a reload.
     is_watching: bool,
     jitter: Arc<Jitter>,
-    /// What an earlier process knew.
+    /// What an earlier process knew, and generations of this one.
     remembered: State,
     state: Option<StateKeeper>,
     canaries: Option<OwnedTask>,
@@ -191,6 +194,7 @@ impl Work {
     }
 
     async fn reload(&mut self) {
+        self.parts.told.notifier.reloading();
         let result = caught(self.try_reload()).await.unwrap_or_else(|()| {
             tell_panic("reload", "the running configuration stays");
             Err(ReloadError::Panicked)
@@ -206,6 +210,7 @@ impl Work {
                 tracing::error!("Reload failed; the running configuration stays: {error}");
             }
         }
+        self.parts.told.notifier.ready();
     }
 
     /// Tells how a reload has ended to whoever asks later; the log comes after it.
@@ -217,6 +222,10 @@ impl Work {
         if refused.is_none() {
             metrics::set(Metric::LastReload, node_time().0 as f64, &[]);
         }
+        self.parts.told.story.tell(match &refused {
+            Some(why) => format!("The last reload failed: {why}"),
+            None => String::new(),
+        });
         self.parts.generations.reloaded(refused);
     }
 
@@ -280,6 +289,10 @@ impl Work {
 
     fn put_in_force(&mut self, next: Generation) {
         self.built = next.number();
+        if let Some(running) = self.parts.generations.current() {
+            // What it learnt of a KEK that `next` does not have is for whoever puts it back.
+            self.remembered.take_in(&running.memories());
+        }
         if let Some(state) = &self.state {
             state.follow(next.memories());
             self.canaries = Some(state.keep_canaries(next.canaries()));

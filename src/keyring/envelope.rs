@@ -1,15 +1,21 @@
-//! Ciphertexts as kube-apiserver stores them: which form one has, and how ours is written.
+//! Ciphertexts as kube-apiserver stores them: which key one needs, and how ours is written.
 //!
-//! Vault KMS plugins left several forms behind. [`FORMATS`] is the one list of them, in
-//! the order in which they are tried; the first that recognises a ciphertext decides.
-//! What we write is frozen by golden tests: every release reads all earlier ones.
+//! Vault KMS plugins left several forms behind. [`written`] tells them apart; here it is
+//! decided what each means for the keys that are configured. What we write is frozen by
+//! golden tests: every release reads all earlier ones.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 
 use super::{DecryptHints, KEK_ANNOTATION, KeyringError};
-use crate::config::settings::{KekName, WriteFormat};
+use crate::config::settings::{BaoKmsProvider, KekName, WriteFormat};
 use crate::transit::VaultCiphertext;
+use written::{BAO_ANNOTATION, Beside, Lines, Parts, Written};
 
+mod bao_kms_provider;
 #[cfg(test)]
 mod tests;
+pub(crate) mod written;
 
 /// The longest ciphertext that KMS v1 can store: its length is a u16.
 pub(crate) const LONGEST_V1: usize = 65_535;
@@ -29,7 +35,7 @@ pub(crate) enum Form {
         /// What Transit is asked to decrypt.
         ciphertext: VaultCiphertext,
     },
-    /// `vault:vN:…`, which names no key.
+    /// It names no key.
     Bare {
         /// The KEK to ask first: the one that stands in our annotation, or one that is
         /// really called `vault`.
@@ -39,52 +45,140 @@ pub(crate) enum Form {
     },
 }
 
-/// A ciphertext and what is known around it.
-struct Input<'a> {
-    bytes: &'a [u8],
-    text: Option<&'a str>,
-    hints: &'a DecryptHints,
-    configured: &'a [KekName],
+/// What a ciphertext is read by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reader<'a> {
+    /// The names of the configured KEKs.
+    pub(crate) keks: &'a [KekName],
+    /// What bao-kms-provider bound its ciphertexts to, if it ran here.
+    pub(crate) bao: Option<&'a BaoKmsProvider>,
 }
 
-/// Answers `None` when the ciphertext has another form.
-type Recogniser = fn(&Input<'_>) -> Option<Result<Form, KeyringError>>;
+// === impl Reader ===
 
-/// Every form, in the order in which they are tried.
-const FORMATS: [Recogniser; 6] = [
-    bao_kms_provider,        // needs what stands in the annotations, so it goes first
-    named,                   // ours and the Oracle plugin's
-    trousseau,               // several providers, a line each
-    bare,           // Falco, Trousseau v1, Kleidi, vault-kms-provider, `write.format: vault`
-    of_unknown_kek, // like `named`, so after every form that begins with a fixed word
-    aws_encryption_provider, // never ours; named so that nobody looks for a fault in Vault
-];
-
-/// Says which form `bytes` has, and which of the `configured` KEKs it names.
-///
-/// # Errors
-/// When no form fits, or one does and the ciphertext is damaged, foreign, or names a KEK
-/// that is not configured. Errors describe the shape of the first bytes, never the bytes.
-pub(crate) fn read(
-    bytes: &[u8],
-    hints: &DecryptHints,
-    configured: &[KekName],
-) -> Result<Form, KeyringError> {
-    if bytes.len() > LONGEST_V1 {
-        return Err(KeyringError::Unreadable(format!(
-            "the ciphertext has {} bytes; none that kube-apiserver stores has more than \
-             {LONGEST_V1}",
-            bytes.len()
-        )));
+impl Reader<'_> {
+    /// Says which form `bytes` has, and which of the configured KEKs it names.
+    ///
+    /// # Errors
+    /// When no form fits, or one does and the ciphertext is damaged, foreign, or names a KEK
+    /// that is not configured. Errors describe the shape of the first bytes, never the bytes.
+    pub(crate) fn read(self, bytes: &[u8], hints: &DecryptHints) -> Result<Form, KeyringError> {
+        if bytes.len() > LONGEST_V1 {
+            return Err(KeyringError::Unreadable(format!(
+                "the ciphertext has {} bytes; none that kube-apiserver stores has more than \
+                 {LONGEST_V1}",
+                bytes.len()
+            )));
+        }
+        let beside = Beside {
+            key_id: &hints.key_id,
+            bao_annotation: hints.annotations.contains_key(BAO_ANNOTATION),
+        };
+        match Written::recognise(bytes, beside) {
+            Some(Written::Named { kek, parts }) => match self.configured(kek) {
+                Some(kek) => Ok(Form::Named { kek, ciphertext: ciphertext(parts)? }),
+                // What is neither a name of ours nor sound after it is not told as a name.
+                None if ciphertext(parts).is_ok() => Err(self.unknown_kek(kek)),
+                None => Err(foreign(bytes)),
+            },
+            Some(Written::Bare(parts)) => {
+                Ok(Form::Bare { first: self.first(hints), ciphertext: ciphertext(parts)? })
+            }
+            Some(Written::Trousseau(lines)) => {
+                Ok(Form::Bare { first: None, ciphertext: of_trousseau(lines)? })
+            }
+            Some(Written::BaoKmsProvider(parts)) => self.of_bao_kms_provider(parts, hints),
+            Some(Written::AwsEncryptionProvider) => Err(KeyringError::Unreadable(
+                "the ciphertext was written by aws-encryption-provider; only AWS KMS can decrypt it"
+                    .into(),
+            )),
+            None => Err(foreign(bytes)),
+        }
     }
-    let input = Input { bytes, text: std::str::from_utf8(bytes).ok(), hints, configured };
-    FORMATS.iter().find_map(|recognise| recognise(&input)).unwrap_or_else(|| {
-        Err(KeyringError::Unreadable(format!(
-            "the ciphertext ({} bytes) {}; no Vault KMS plugin that this daemon knows writes that",
-            bytes.len(),
-            shape(bytes)
-        )))
-    })
+
+    fn configured(self, name: &str) -> Option<KekName> {
+        self.keks.iter().find(|kek| kek.as_str() == name).cloned()
+    }
+
+    /// Who most likely wrote `vault:vN:…`. A KEK that is really called `vault` is only asked
+    /// first, because any other may have written that as well.
+    fn first(self, hints: &DecryptHints) -> Option<KekName> {
+        let annotated = hints.annotations.get(KEK_ANNOTATION);
+        let annotated = annotated.and_then(|kek| self.configured(std::str::from_utf8(kek).ok()?));
+        annotated.or_else(|| self.configured("vault"))
+    }
+
+    // They must not be taken for bare ones: without their associated data Vault calls them
+    // damaged.
+    fn of_bao_kms_provider(
+        self,
+        parts: Option<Parts<'_>>,
+        hints: &DecryptHints,
+    ) -> Result<Form, KeyringError> {
+        let Some(bao) = self.bao else {
+            return Err(KeyringError::NotConfigured(
+                "the ciphertext was written by bao-kms-provider, which binds it to names in its \
+                 own configuration; write them under legacy.baoKmsProvider: providerName, \
+                 clusterId and instanceId"
+                    .into(),
+            ));
+        };
+        let Some(parts) = parts else {
+            return Err(KeyringError::Unreadable(
+                "the ciphertext stands beside the annotations of bao-kms-provider and does not \
+                 have its form: it was cut or changed after it was written"
+                    .into(),
+            ));
+        };
+        let data = bao_kms_provider::associated_data(bao, parts, hints)?;
+        Ok(Form::Bare { first: None, ciphertext: ciphertext(parts)?.bound_to(&data) })
+    }
+
+    fn unknown_kek(self, name: &str) -> KeyringError {
+        let configured: Vec<_> = self.keks.iter().map(KekName::as_str).collect();
+        KeyringError::UnknownKek { named: name.into(), configured: configured.join(", ") }
+    }
+}
+
+/// The `vault` line holds base64 of what Vault answered. It is empty when Vault answered
+/// nothing and a fixed token was configured: Trousseau then took the error for a success.
+fn of_trousseau(lines: Lines<'_>) -> Result<VaultCiphertext, KeyringError> {
+    let refuse = |what: String| Err(KeyringError::Unreadable(what));
+    let by = "the ciphertext was written by Trousseau";
+    match (lines.vault(), lines.another()) {
+        (Some([]), None) => refuse(format!(
+            "{by} without anything that Vault answered; the data key is lost, and nothing can \
+             decrypt the object"
+        )),
+        (Some([]), Some(other)) => refuse(format!(
+            "{by} without anything that Vault answered; only its provider {other} can decrypt it"
+        )),
+        (None, Some(other)) => {
+            refuse(format!("{by} without Vault; only its provider {other} can decrypt it"))
+        }
+        (None, None) => refuse(format!("{by} and is empty; nothing can decrypt the object")),
+        (Some(payload), _) => {
+            let decoded = STANDARD.decode(payload).ok();
+            let text = decoded.and_then(|bytes| String::from_utf8(bytes).ok());
+            text.and_then(|text| VaultCiphertext::parse(&text)).map_or_else(
+                || {
+                    refuse(format!(
+                        "{by}, and its line for Vault does not hold base64 of a ciphertext of \
+                         Transit: it was cut or changed after it was written"
+                    ))
+                },
+                Ok,
+            )
+        }
+    }
+}
+
+fn foreign(bytes: &[u8]) -> KeyringError {
+    KeyringError::Unreadable(format!(
+        "the ciphertext ({} bytes) {}; no Vault KMS plugin that this daemon knows writes that",
+        bytes.len(),
+        shape(bytes)
+    ))
 }
 
 /// Writes `ciphertext` as kube-apiserver will store it.
@@ -107,99 +201,17 @@ pub(crate) fn least_length(format: WriteFormat, kek: &KekName, plaintext: usize)
     (name + ":v1:".len()).saturating_add(payload)
 }
 
-// Form 1. Its ciphertexts are bound to associated data that stands in the annotations, so
-// they must not fall through to `bare`, where Vault would call them damaged.
-fn bao_kms_provider(input: &Input<'_>) -> Option<Result<Form, KeyringError>> {
-    let annotated = input.hints.annotations.contains_key("provider.kms.openbao.org");
-    // A key_id of ours begins with the KEK's name, which may be such a word too, and goes
-    // on with a colon, which theirs never hold.
-    let key_id = input.hints.key_id.strip_prefix("obk2.");
-    (annotated || key_id.is_some_and(|hash| !hash.contains(':'))).then(|| {
-        Err(KeyringError::Unreadable(
-            "the ciphertext was written by bao-kms-provider, which binds it to data that this \
-             version cannot rebuild yet"
-                .into(),
-        ))
-    })
-}
-
-// Form 2. Names hold no colon, so the first one ends the name. A KEK that is really called
-// `vault` is asked first by form 4, because any other may have written that as well.
-fn named(input: &Input<'_>) -> Option<Result<Form, KeyringError>> {
-    let (name, version, payload) = split(input.text?)?;
-    let kek = configured(input, name).filter(|_| name != "vault")?;
-    Some(ciphertext(version, payload).map(|ciphertext| Form::Named { kek, ciphertext }))
-}
-
-// Form 3.
-fn trousseau(input: &Input<'_>) -> Option<Result<Form, KeyringError>> {
-    let (provider, rest) = input.text?.split_once(':')?;
-    let known = ["vault", "awskms", "azurekms", "debug"].contains(&provider);
-    (known && rest.starts_with("-:")).then(|| {
-        Err(KeyringError::Unreadable(
-            "the ciphertext was written by Trousseau for several providers, which this version \
-             cannot read yet"
-                .into(),
-        ))
-    })
-}
-
-// Form 4.
-fn bare(input: &Input<'_>) -> Option<Result<Form, KeyringError>> {
-    let (name, version, payload) = split(input.text?)?;
-    let annotated = input.hints.annotations.get(KEK_ANNOTATION);
-    let annotated = annotated.and_then(|kek| configured(input, std::str::from_utf8(kek).ok()?));
-    let first = annotated.or_else(|| configured(input, "vault"));
-    (name == "vault")
-        .then(|| ciphertext(version, payload).map(|ciphertext| Form::Bare { first, ciphertext }))
-}
-
-fn of_unknown_kek(input: &Input<'_>) -> Option<Result<Form, KeyringError>> {
-    let (name, version, payload) = split(input.text?)?;
-    let is_name = (1..=128).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
-    (is_name && ciphertext(version, payload).is_ok()).then(|| {
-        let configured: Vec<_> = input.configured.iter().map(KekName::as_str).collect();
-        Err(KeyringError::UnknownKek { named: name.into(), configured: configured.join(", ") })
-    })
-}
-
-// Form 5: the digit 1, then what AWS KMS answered.
-fn aws_encryption_provider(input: &Input<'_>) -> Option<Result<Form, KeyringError>> {
-    let rest = input.bytes.strip_prefix(b"1")?;
-    let binary = rest.iter().take(16).any(|b| !(b.is_ascii_graphic() || b.is_ascii_whitespace()));
-    binary.then(|| {
-        Err(KeyringError::Unreadable(
-            "the ciphertext was written by aws-encryption-provider; only AWS KMS can decrypt it"
-                .into(),
-        ))
-    })
-}
-
-fn configured(input: &Input<'_>, name: &str) -> Option<KekName> {
-    input.configured.iter().find(|kek| kek.as_str() == name).cloned()
-}
-
-/// `<name>:v<digits>:<payload>`, cut at its colons.
-fn split(text: &str) -> Option<(&str, &str, &str)> {
-    let (name, rest) = text.split_once(':')?;
-    let (version, payload) = rest.strip_prefix('v')?.split_once(':')?;
-    let digits = !version.is_empty() && version.bytes().all(|b| b.is_ascii_digit());
-    digits.then_some((name, version, payload))
-}
-
-fn ciphertext(version: &str, payload: &str) -> Result<VaultCiphertext, KeyringError> {
-    let number = if version.starts_with('0') { None } else { version.parse().ok() };
-    let Some(number) = number else {
+fn ciphertext(parts: Parts<'_>) -> Result<VaultCiphertext, KeyringError> {
+    let Some(number) = parts.number() else {
         return Err(KeyringError::Unreadable(
             "the ciphertext names a key version that Transit never gives".into(),
         ));
     };
-    VaultCiphertext::try_new(number, payload).ok_or_else(|| {
+    VaultCiphertext::try_new(number, parts.payload).ok_or_else(|| {
         KeyringError::Unreadable(format!(
             "the ciphertext's {} bytes after the key version are no base64: it was cut or changed \
              after it was written",
-            payload.len()
+            parts.payload.len()
         ))
     })
 }

@@ -103,6 +103,7 @@ pub(super) fn keyring_settings(keks: Vec<Arc<KekSettings>>) -> KeyringSettings {
             on_outage: OnOutage::Report,
         },
         legacy_key: None,
+        bao_kms_provider: None,
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::fake::{Bench, EPOCH, key, soon};
 use super::*;
 use crate::clock::UnixSeconds;
-use crate::config::settings::{OnOutage, VerifyEncrypt, WriteFormat};
+use crate::config::settings::{BaoKmsProvider, OnOutage, VerifyEncrypt, WriteFormat};
 use crate::transit::KeyMetadata;
 
 mod decrypting;

@@ -67,7 +67,9 @@ impl From<CallFailure> for Status {
 fn keyring_code(error: &KeyringError) -> Code {
     match error {
         KeyringError::Unreadable(_) | KeyringError::BadPlaintext(_) => Code::InvalidArgument,
-        KeyringError::UnknownKek { .. } | KeyringError::Lost { .. } => Code::FailedPrecondition,
+        KeyringError::UnknownKek { .. }
+        | KeyringError::NotConfigured(_)
+        | KeyringError::Lost { .. } => Code::FailedPrecondition,
         KeyringError::NotReady { .. } | KeyringError::Undecided(_) => Code::Unavailable,
         KeyringError::Transit { source, .. } => transit_code(source),
         KeyringError::ProofFailed { .. } => Code::DataLoss,

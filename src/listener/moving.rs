@@ -23,6 +23,7 @@ use crate::config::settings::SocketSettings;
 pub struct SocketControl {
     settings: SocketSettings,
     access: Option<SocketAccess>,
+    is_inherited: bool,
     changes: mpsc::Sender<Change>,
 }
 
@@ -69,8 +70,12 @@ pub fn accept(
 ) -> (SocketControl, impl Stream<Item = io::Result<Connection>> + Send + use<>) {
     // Reloads come one after the other.
     let (sender, changes) = mpsc::channel(1);
-    let control =
-        SocketControl { settings: settings.clone(), access: socket.access(), changes: sender };
+    let control = SocketControl {
+        settings: settings.clone(),
+        access: socket.access(),
+        is_inherited: socket.is_inherited(),
+        changes: sender,
+    };
     let acceptor = Acceptor::new(socket, PeerPolicy::new(settings), stop.clone());
     let accepting = Accepting { acceptor, changes, stop };
     let connections = futures_util::stream::unfold(accepting, |mut accepting| async move {
@@ -94,9 +99,14 @@ impl SocketControl {
         patience: Duration,
     ) -> Result<PreparedSocket, BindError> {
         let SocketSettings { address, mode, owner, group, allowed_uids: _ } = &self.settings;
-        let how = if wanted.address != *address {
+        let is_there = wanted.address == *address;
+        let is_so = wanted.mode == *mode && wanted.owner == *owner && wanted.group == *group;
+        if self.is_inherited && !(is_there && is_so) {
+            return Err(BindError::Inherited { address: address.to_string() });
+        }
+        let how = if !is_there {
             How::Elsewhere(unix::bind_within(wanted, patience).await?)
-        } else if wanted.mode != *mode || wanted.owner != *owner || wanted.group != *group {
+        } else if !is_so {
             self.open_to(wanted)?
         } else {
             How::Same

@@ -23,6 +23,7 @@ use tokio::time::Instant;
 
 pub use self::file::SocketAccess;
 use self::file::SocketFile;
+pub(super) use self::file::check_parent as check_folder;
 use self::lock::LockFile;
 use crate::config::settings::{SocketAddress, SocketSettings};
 
@@ -49,6 +50,7 @@ pub struct BoundSocket {
     file: Option<OwnedFile>,
     listener: UnixListener,
     address: SocketAddress,
+    is_inherited: bool,
 }
 
 #[derive(Debug)]
@@ -185,6 +187,15 @@ pub enum BindError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// systemd holds the socket.
+    #[error(
+        "{address} is inherited from systemd, so where it is and who may dial it is written in \
+         the socket unit; change that back here, or change both and restart both"
+    )]
+    Inherited {
+        /// The address.
+        address: String,
+    },
     /// Anything else that the kernel refused.
     #[error("cannot {action} {path}: {source}{}", advice(source))]
     Io {
@@ -228,7 +239,7 @@ pub async fn bind_within(
     listen(&fd, BACKLOG).map_err(io::Error::from).map_err(io("listen on"))?;
     let listener = UnixListener::from_std(fd.into()).map_err(io("watch"))?;
     tracing::info!(socket = %Shown(&address), "The socket listens.");
-    Ok(BoundSocket { file, listener, address })
+    Ok(BoundSocket { file, listener, address, is_inherited: false })
 }
 
 // The calls of the file system in here are few, short and on local disks, and are made at
@@ -312,6 +323,16 @@ impl fmt::Display for Shown<'_> {
 // === impl BoundSocket ===
 
 impl BoundSocket {
+    /// One that somebody else made and keeps; its file is none of ours.
+    pub(super) const fn inherited(listener: UnixListener, address: SocketAddress) -> Self {
+        Self { file: None, listener, address, is_inherited: true }
+    }
+
+    /// Whether it came from systemd, so that it stays where it is while the daemon runs.
+    pub const fn is_inherited(&self) -> bool {
+        self.is_inherited
+    }
+
     /// Where it listens.
     pub const fn address(&self) -> &SocketAddress {
         &self.address

@@ -95,8 +95,12 @@ pub(super) fn encrypt_request(plaintext: &Plaintext, version: Option<u32>) -> Ze
 /// `POST decrypt/<key>`.
 pub(super) fn decrypt_request(ciphertext: &VaultCiphertext) -> Zeroizing<Vec<u8>> {
     // Its form was checked when it was made: nothing in it needs escaping.
-    let VaultCiphertext { version, payload } = ciphertext;
-    Zeroizing::new(format!("{{\"ciphertext\":\"vault:v{version}:{payload}\"}}").into_bytes())
+    let VaultCiphertext { version, payload, associated_data } = ciphertext;
+    let bound = associated_data
+        .as_ref()
+        .map_or_else(String::new, |data| format!(",\"associated_data\":\"{data}\""));
+    let body = format!("{{\"ciphertext\":\"vault:v{version}:{payload}\"{bound}}}");
+    Zeroizing::new(body.into_bytes())
 }
 
 /// `POST sys/capabilities-self`.

@@ -64,7 +64,7 @@ pub(in crate::config) const FILE: &[Key] = &[
     key("write", Block(&[key("format", Text)])),
     key("statusVersion", Text),
     key("status", Block(&[key("grace", Text), key("onOutage", Text)])),
-    key("legacy", Block(&[key("key", Text)])),
+    key("legacy", Block(&[key("key", Text), key("baoKmsProvider", Block(BAO_KMS_PROVIDER))])),
     key("calls", Block(&[key("maxConcurrent", Text), key("defaultDeadline", Text)])),
     key("admin", Block(&[key("listen", Text)])),
     key("log", Block(&[key("level", Text), key("format", Text)])),
@@ -132,6 +132,9 @@ const USERPASS: &[Key] = &[
     key("passwordFile", Text),
     key("mount", Text),
 ];
+
+const BAO_KMS_PROVIDER: &[Key] =
+    &[key("providerName", Text), key("clusterId", Text), key("instanceId", Text)];
 
 const SOCKET: &[Key] = &[
     key("path", Text),

@@ -64,7 +64,7 @@ clusters:
     addr: [https://b0:8200, https://b1:8200]
     tlsServerName: bao.example
     auth: { appRole: { roleIDFile: /r, secretIDFile: /s, mount: auth/k8s } }
-legacy: { key: old }
+legacy: { key: old, baoKmsProvider: { providerName: p-a, clusterId: '7', instanceId: bao-a } }
 socket: { path: unix:///run/kms.sock, mode: 0660, group: kube-apiserver, allowedUids: [0, 65534] }
 ",
     );
@@ -81,6 +81,8 @@ socket: { path: unix:///run/kms.sock, mode: 0660, group: kube-apiserver, allowed
     );
     assert_eq!((third.mount.as_str(), third.namespace.as_deref()), ("kms", Some("ops")));
     assert_eq!(settings.keyring.legacy_key.unwrap().as_str(), "old");
+    let bao = settings.keyring.bao_kms_provider.unwrap();
+    assert_eq!([bao.provider_name, bao.cluster_id, bao.instance_id], ["p-a", "7", "bao-a"]);
     assert_eq!(settings.clusters[0].addresses, ["https://v:8200"]);
     assert_eq!(settings.clusters[1].tls.server_name.as_deref(), Some("bao.example"));
     let AuthSettings::AppRole(role) = &settings.clusters[1].auth else { panic!() };

@@ -182,6 +182,15 @@ fn values_that_make_no_sense_say_what_would() {
         ("traces: { protocol: udp }", &["traces.protocol: `udp` is none"]),
         ("traces: { sampleRatio: 2 }", &["traces.sampleRatio: `2` is no number", "from 0 to 1"]),
         ("traces: { sampleRatio: NaN }", &["traces.sampleRatio: `NaN` is no number"]),
+        (
+            "legacy: { baoKmsProvider: { providerName: 'a\"b', clusterId: c } }",
+            &[
+                "legacy.baoKmsProvider.providerName: `a\\\"b` cannot be such a name",
+                "copy its provider name",
+                "legacy.baoKmsProvider.instanceId: without it nothing",
+                "copy its OpenBao instance id",
+            ],
+        ),
         ("legacy: { key: other }", &["legacy.key: `other` is not in keyNames", "one of kube"]),
         ("transitPath: a//b", &["transitPath: `a//b` is no path in Vault"]),
         ("transitPath: ../sys", &["transitPath: `../sys` is no path in Vault"]),

@@ -38,16 +38,32 @@ async fn an_outage_is_not_told_as_a_wrong_key() {
     let bench = Bench::ready(&["new", "old", "oldest"]).await;
     let bare = bare_of(&bench, 2).await;
     bench.script(1, |s| s.down = true);
-    bench.script(2, |s| s.decrypts = 0);
-    let error = bench.decrypt(&bare).await.unwrap_err();
-    assert!(matches!(error, KeyringError::Undecided(_)), "{error}");
-    assert!(error.to_string().contains("KEK `old`: "), "{error}");
-    assert_eq!(bench.script(2, |s| s.decrypts), 0, "only a definite answer lets the next be asked");
-    // One that may not be asked is no answer either, though the others are.
-    bench.script(1, |s| (s.down = false, s.refuse_decrypt = Some(Refusal::PolicyDenied)));
     bench.script(2, |s| s.refuse_decrypt = Some(Refusal::WrongKey));
     let error = bench.decrypt(&bare).await.unwrap_err();
     assert!(matches!(error, KeyringError::Undecided(_)), "{error}");
+    for part in ["KEK `new`: ", "KEK `old`: ", "KEK `oldest`: "] {
+        assert!(error.to_string().contains(part), "{part}: {error}");
+    }
+    // One that may not be asked is no answer either, though the others are.
+    bench.script(1, |s| (s.down = false, s.refuse_decrypt = Some(Refusal::PolicyDenied)));
+    let error = bench.decrypt(&bare).await.unwrap_err();
+    assert!(matches!(error, KeyringError::Undecided(_)), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kek_that_cannot_be_asked_keeps_no_other_from_decrypting() {
+    let bench = Bench::ready(&["new", "old", "oldest"]).await;
+    let bare = bare_of(&bench, 2).await;
+    bench.script(1, |s| s.down = true);
+    assert_eq!(bench.decrypt(&bare).await.unwrap().expose(), [7; 32]);
+    // Nor does one that says nothing until the deadline, nor two.
+    for silent in [1, 0] {
+        bench.script(silent, |s| (s.down = false, s.latency = Duration::from_secs(60)));
+        assert_eq!(bench.decrypt(&bare).await.unwrap().expose(), [7; 32]);
+    }
+    // What is slow is waited for all the same.
+    bench.script(2, |s| s.latency = Duration::from_millis(500));
+    assert_eq!(bench.decrypt(&bare).await.unwrap().expose(), [7; 32]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -97,7 +113,8 @@ async fn a_kek_called_vault_is_asked_first_and_not_alone() {
     assert_eq!(bench.script(0, |s| s.decrypts), before);
     assert_eq!(bench.decrypt(&others).await.unwrap().expose(), [7; 32]);
     bench.script(1, |s| s.down = true);
-    let error = bench.decrypt(&others).await.unwrap_err();
+    assert_eq!(bench.decrypt(&others).await.unwrap().expose(), [7; 32]);
+    let error = bench.decrypt(&its).await.unwrap_err();
     assert!(matches!(error, KeyringError::Undecided(_)), "{error}");
 }
 
@@ -107,4 +124,42 @@ async fn a_foreign_ciphertext_that_is_refused_says_nothing_about_the_active_vers
     bench.decrypt(b"kube:v1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8gISIj").await.unwrap_err();
     bench.decrypt(b"kube:v9:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8gISIj").await.unwrap_err();
     assert_eq!(bench.keyring.status().unwrap().healthz, "ok");
+}
+
+#[tokio::test(start_paused = true)]
+async fn wrong_names_of_bao_kms_provider_are_not_told_as_a_wrong_key_alone() {
+    let names = BaoKmsProvider {
+        provider_name: "a".into(),
+        cluster_id: "b".into(),
+        instance_id: "c".into(),
+    };
+    let bench = Bench::start(&["kube"], |s| s.bao_kms_provider = Some(names));
+    bench.settle().await;
+    let hash = "rXiCr_lOjsbykm0mDHAvUcVxQl_XcVnT61MesgcPnzc";
+    let annotations = [
+        ("provider", "openbao-transit"),
+        ("key-id-hash", "qCXYChOIPSWs7scJIduEDiNOYvEUJtFS1Rsbz1eAWY4"),
+        ("transit-key-version", "1"),
+        ("transit-mount-hash", hash),
+        ("transit-key-hash", hash),
+        ("aad-version", "v1"),
+    ];
+    let entry = |(name, value)| (format!("{name}.kms.openbao.org"), str::as_bytes(value).to_vec());
+    let hints = DecryptHints {
+        key_id: "obk2.ig7zS9_yvQrdlcvWgJUhA5q_fQYupc5jRX5MzhAMQSk".into(),
+        annotations: annotations.into_iter().map(entry).collect(),
+    };
+    let bare = bare_of(&bench, 0).await;
+    let decrypt = || bench.keyring.decrypt(&bare, &hints, soon());
+    assert_eq!(decrypt().await.unwrap().expose(), [7; 32]);
+    bench.script(0, |s| s.refuse_decrypt = Some(Refusal::WrongKey));
+    let error = decrypt().await.unwrap_err();
+    assert!(matches!(error, KeyringError::Unreadable(_)), "{error}");
+    for part in ["KEK `kube`: ", "not made by this key", "the names under legacy.baoKmsProvider"] {
+        assert!(error.to_string().contains(part), "{part}: {error}");
+    }
+    // An outage says nothing of the names.
+    bench.script(0, |s| s.down = true);
+    let error = decrypt().await.unwrap_err();
+    assert!(!error.to_string().contains("baoKmsProvider"), "{error}");
 }

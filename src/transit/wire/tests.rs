@@ -32,6 +32,10 @@ fn a_request_with_key_material_never_outgrows_its_buffer() {
 fn a_decrypt_request_is_the_ciphertext_as_vault_wrote_it() {
     let ciphertext = VaultCiphertext::parse("vault:v3:AAEC").unwrap();
     assert_eq!(&*decrypt_request(&ciphertext), br#"{"ciphertext":"vault:v3:AAEC"}"#);
+    assert_eq!(
+        &*decrypt_request(&ciphertext.bound_to(b"{}")),
+        br#"{"ciphertext":"vault:v3:AAEC","associated_data":"e30="}"#
+    );
 }
 
 #[test]
