@@ -222,7 +222,7 @@ async fn check_shows_what_a_reload_would_change_and_what_it_would_refuse() -> la
         "  keyNames: - kube-2026\n",
         "  auth: appRole at approle",
         "-> token (not shown)\n",
-        "  (secrets that stand in the configuration are not compared)\n",
+        "  (a role id or a secret that stands in the configuration itself is not compared)\n",
         "It would be refused:\n",
         &format!("  FAIL {other}:"),
         "the key `kube-2026` is gone",

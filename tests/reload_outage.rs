@@ -22,12 +22,19 @@ async fn a_trial_that_fails_leaves_no_trace_in_what_runs() -> lab::Result {
         .await?;
     let blind = bao.admin().create_token(json!({ "policies": ["blind"] })).await?;
     let elsewhere = other.config(&["kube"]).await?.with("reloadTimeout", "2s");
+    let another = DevNode::start().await?;
+    another.create_keys(&["kube"]).await?;
+    let another_key = another.config(&["kube"]).await?.with("reloadTimeout", "2s");
     for (what, trial) in [
         ("a Vault without the key", elsewhere),
+        ("a Vault whose key has the same name", another_key),
         ("a token that may not use the key", config.clone().token(&blind)),
     ] {
         let line = daemon.reload(trial, REFUSED).await?;
         println!("{what}: {}", line.split_once(REFUSED).map_or("", |(_, why)| why));
+        assert!(line.contains(&daemon.config_file().display().to_string()), "{line}");
+        let is_another = line.contains("cannot decrypt what the running one has just encrypted");
+        assert_eq!(is_another, what.ends_with("name"), "{line}");
         // At once: a later canary of the running configuration would mend it.
         let after = daemon.kms().v2().status().await?;
         assert_eq!(after, before, "{what}");

@@ -104,7 +104,12 @@ pub fn differences(running: &Outline, wanted: &Outline) -> Vec<String> {
     let kept = |these: &Outline, those: &Outline| -> Vec<String> {
         these.names().filter(|name| those.kek(name).is_some()).map(str::to_owned).collect()
     };
-    if kept(running, wanted) != kept(wanted, running) {
+    let mut before = kept(running, wanted);
+    if let Some(at) = to.and_then(|to| before.iter().position(|name| *name == to.name)) {
+        // That it has moved to the front is told.
+        before[..=at].rotate_right(1);
+    }
+    if before != kept(wanted, running) {
         let order = |outline: &Outline| outline.names().collect::<Vec<_>>().join(", ");
         lines.push(format!("keyNames: the order {} -> {}", order(running), order(wanted)));
     }

@@ -12,31 +12,32 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future;
-
 use super::identity::{KekIdentity, origin_of, same_cluster};
 use super::state::{Memories, State};
 use crate::admin::Check;
-use crate::clock::{Deadline, Jitter, node_time};
+use crate::clock::{Jitter, node_time};
+use crate::cluster::Cluster;
 use crate::cluster::stack::{Stack, StackError};
 use crate::cluster::tls::{LoadedTls, TlsError};
-use crate::cluster::{CallError, Cluster};
 use crate::config::outline::Outline;
 use crate::config::settings::{
     ClusterName, ClusterSettings, KekName, KekSettings, RotationSettings, Settings,
 };
+use crate::keyring::Keyring;
 use crate::keyring::condition::KekCondition;
 use crate::keyring::kek::Kek;
 use crate::keyring::memory::{KekMemory, Snapshot};
-use crate::keyring::{KekReadiness, Keyring, KeyringError};
 use crate::task::OwnedTask;
 use crate::transit::http_key::HttpTransitKey;
 use crate::transit::replicas::{CanaryMemory, Replicas};
 use crate::transit::verdict::TransitVerdicts;
 use crate::transit::{TierCondition, TransitKey};
 
+mod ready;
 #[cfg(test)]
 mod tests;
+
+pub use ready::NotReady;
 
 /// See the module.
 #[derive(Debug)]
@@ -98,23 +99,6 @@ pub enum BuildError {
         kek: KekName,
         /// The cluster.
         cluster: ClusterName,
-    },
-}
-
-/// Why a generation was built but cannot take over.
-#[derive(Debug, thiserror::Error)]
-pub enum NotReady {
-    /// A new or changed cluster gave no token.
-    #[error("{0}")]
-    Cluster(CallError),
-    /// A new or changed KEK does not do what it is for: the primary encrypts, the others
-    /// only have to be there.
-    #[error("{error}")]
-    Kek {
-        /// Which one.
-        kek: KekName,
-        /// Why.
-        error: KeyringError,
     },
 }
 
@@ -224,69 +208,6 @@ impl Generation {
             new_clusters,
             new_keks,
         })
-    }
-
-    /// Waits until what is new or changed has answered. What is not the primary's only
-    /// earns a warning, unless `strict`: the reload that takes a dead cluster out must not
-    /// need it, nor may it use up the primary's time.
-    ///
-    /// # Errors
-    /// Everything that must answer and does not: the primary and its cluster, if new or
-    /// changed, and with `strict` the others too.
-    pub async fn ready(&self, deadline: Deadline, strict: bool) -> Result<(), Vec<NotReady>> {
-        let clusters = self.new_clusters.iter().map(|name| {
-            let cluster = &self.clusters[name].cluster;
-            async move { (name, cluster.ready(deadline).await) }
-        });
-        let keks = self.keyring.ready(|kek| self.new_keks.contains(kek), deadline);
-        let (clusters, keks) = future::join(future::join_all(clusters), keks).await;
-
-        // A replica that is away is no reason to do without the rest of a configuration.
-        let primary = self.keyring.keks().first().map(|kek| &kek.settings().clusters[0]);
-        let mut missing = Vec::new();
-        for (name, result) in clusters {
-            match result {
-                Ok(()) => {}
-                Err(error) if strict || primary == Some(name) => {
-                    missing.push(NotReady::Cluster(error));
-                }
-                Err(error) => tracing::warn!(
-                    cluster = %name,
-                    "A new cluster does not answer; what only it holds cannot be decrypted yet: {error}."
-                ),
-            }
-        }
-        let named = |name: &ClusterName| {
-            let is_it = |m: &NotReady| matches!(m, NotReady::Cluster(e) if e.cluster == *name);
-            missing.iter().any(is_it)
-        };
-        let told: Vec<_> = self.new_clusters.iter().filter(|name| named(name)).cloned().collect();
-        for KekReadiness { kek, primary, result } in keks {
-            match result {
-                Ok(()) => {}
-                // Without its cluster it cannot answer, and that is told.
-                Err(_) if self.first_cluster(&kek).is_some_and(|name| told.contains(name)) => {}
-                Err(error) if strict || primary => missing.push(NotReady::Kek { kek, error }),
-                Err(error) => tracing::warn!(
-                    %kek,
-                    "A KEK that is not the primary does not answer; it cannot decrypt now: {error}."
-                ),
-            }
-        }
-        if missing.is_empty() { Ok(()) } else { Err(missing) }
-    }
-
-    fn first_cluster(&self, kek: &KekName) -> Option<&ClusterName> {
-        let kek = self.keyring.keks().iter().find(|held| held.name() == kek)?;
-        kek.settings().clusters.first()
-    }
-
-    /// Whether the primary encrypts and decrypts now, asked anew.
-    pub async fn encrypts(&self, deadline: Deadline) -> bool {
-        match self.keyring.keks().first() {
-            Some(primary) => primary.prove(deadline).await.is_ok(),
-            None => false,
-        }
     }
 
     /// What is known of the key that `wanted` has in another first cluster here: the order of

@@ -262,6 +262,10 @@ impl Work {
                 }
             }
         }
+        if let Some(running) = &running {
+            let others = next.other_keys(running, &settings.reload.retired).await;
+            unless_any(others.iter().map(|e| asked.not_ready(e)).collect())?;
+        }
         check_filter(&settings.log.filter).map_err(|e| refuse(asked.no_log(&e)))?;
         let port = admin.prepare(settings.admin).await.map_err(|e| refuse(asked.no_port(&e)))?;
         let patience = settings.reload.timeout.min(LOCK_PATIENCE);

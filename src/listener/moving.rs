@@ -188,6 +188,14 @@ mod tests {
         SocketSettings { address, mode, owner: None, group: None, allowed_uids: None }
     }
 
+    /// The next connection, and no wait without end for one that is lost.
+    async fn next(
+        connections: &mut (impl Stream<Item = io::Result<Connection>> + Unpin),
+    ) -> Connection {
+        let next = tokio::time::timeout(Duration::from_secs(20), connections.next()).await;
+        next.expect("a connection was lost").unwrap().unwrap()
+    }
+
     fn mode_of(path: &Path) -> u32 {
         std::fs::metadata(path).unwrap().permissions().mode() & 0o777
     }
@@ -201,7 +209,7 @@ mod tests {
         let (mut control, connections) = accept(socket, &settings, CancellationToken::new());
         let mut connections = std::pin::pin!(connections);
         let first = UnixStream::connect(&old).await.unwrap();
-        assert!(connections.next().await.is_some());
+        next(&mut connections).await;
 
         let prepared = control.prepare(&at(&new, 0o600), Duration::ZERO).await.unwrap();
         let early = UnixStream::connect(&new).await.unwrap();
@@ -209,20 +217,20 @@ mod tests {
             [UnixStream::connect(&old).await.unwrap(), UnixStream::connect(&old).await.unwrap()];
         control.commit(prepared).await;
         for _ in 0..3 {
-            assert!(connections.next().await.unwrap().is_ok());
+            next(&mut connections).await;
         }
         assert!(connections.next().now_or_never().is_none(), "nobody else has dialled");
         assert!(!old.exists(), "its file is gone");
         assert!(UnixStream::connect(&old).await.is_err());
         let late = UnixStream::connect(&new).await.unwrap();
-        assert!(connections.next().await.is_some());
+        next(&mut connections).await;
         drop((first, early, waiting, late));
 
         // The way back is free, its lock too.
         let prepared = control.prepare(&at(&old, 0o600), Duration::ZERO).await.unwrap();
         control.commit(prepared).await;
         let back = UnixStream::connect(&old).await.unwrap();
-        assert!(connections.next().await.is_some());
+        next(&mut connections).await;
         drop(back);
     }
 
@@ -247,6 +255,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_systemd_holds_stays_where_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kms.sock");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let settings = at(&path, 0o600);
+        let socket = BoundSocket::inherited(listener, settings.address.clone());
+        let (mut control, _connections) = accept(socket, &settings, CancellationToken::new());
+        for wanted in [at(&folder.path().join("other.sock"), 0o600), at(&path, 0o660)] {
+            let error = control.prepare(&wanted, Duration::ZERO).await.unwrap_err();
+            assert!(error.to_string().contains("the socket unit"), "{error}");
+        }
+        let users = SocketSettings { allowed_uids: Some(vec![0, 7]), ..settings };
+        let prepared = control.prepare(&users, Duration::ZERO).await.unwrap();
+        control.commit(prepared).await;
+    }
+
+    #[tokio::test]
     async fn another_list_of_users_holds_for_the_next_connection() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("kms.sock");
@@ -261,6 +286,6 @@ mod tests {
         let prepared = control.prepare(&somebody, Duration::ZERO).await.unwrap();
         control.commit(prepared).await;
         let _accepted = UnixStream::connect(&path).await.unwrap();
-        assert!(connections.next().await.is_some());
+        next(&mut connections).await;
     }
 }

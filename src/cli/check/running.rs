@@ -118,7 +118,9 @@ fn tell(running: &Running, sources: &Sources) -> bool {
         changes.iter().for_each(|change| say(format_args!("  {}\n", one_line(change))));
     }
     if wanted.has_unseen() || before.has_unseen() {
-        say(format_args!("  (secrets that stand in the configuration are not compared)\n"));
+        say(format_args!(
+            "  (a role id or a secret that stands in the configuration itself is not compared)\n"
+        ));
     }
     if let Some(why) = running.last_reload.as_ref().and_then(|last| last.refused.as_ref()) {
         say(format_args!("Its last reload was refused: {}\n", one_line(why)));

@@ -94,13 +94,15 @@ fn differences_are_told_by_key() {
         [
             "keyNames: old encrypts, and no longer kube",
             "keyNames: + new",
-            "keyNames: the order kube, old -> old, new, kube",
             "clusters.bao.addr: https://b/ -> https://b/, https://c/",
             "clusters.bao.auth: token (not shown) -> tokenFile /t",
             "log.level: info -> debug",
         ]
     );
     assert_eq!(differences(&outline(after), &outline(after)), [""; 0]);
+    let [three, turned] = ["[a, b, c]", "[a, c, b]"].map(|keys| BASE.replace("[kube, old]", keys));
+    let order = differences(&outline(&three), &outline(&turned));
+    assert_eq!(order, ["keyNames: the order a, b, c -> a, c, b"]);
     let gone = differences(&outline(BASE), &outline(&BASE.replace("kube, old", "kube")));
     assert_eq!(gone, ["keyNames: - old"]);
 }

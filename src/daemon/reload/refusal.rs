@@ -71,6 +71,12 @@ impl Asked<'_> {
                 let advice = "correct it, or see to the cluster; `check --online` shows more";
                 self.refuse(&key, error, advice)
             }
+            NotReady::AnotherKey { kek, .. } => self.refuse(
+                &self.of_kek(kek),
+                error,
+                "give the new key a name of its own (`name`, with the old one in `transitKey`), \
+                 and keep the old one behind it",
+            ),
             NotReady::Kek { kek, error } => {
                 let is_primary = self.settings.keyring.keks.first().is_some_and(|k| k.name == *kek);
                 let advice = if is_primary {
