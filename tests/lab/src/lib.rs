@@ -16,6 +16,7 @@
 //! | a client on its socket | [`Kms`] |
 //! | callers that never pause | [`Callers`] |
 //! | faults under load, and what they cost | [`chaos`] |
+//! | reloads without a pause | [`reloads`] |
 //! | kube-apiserver's own rules and storage formats | [`apiserver`] |
 //! | a receiver of traces | [`otlp`] |
 //! | waiting with a deadline | [`eventually`] |
@@ -43,6 +44,7 @@ mod node;
 pub mod otlp;
 mod port;
 mod process;
+pub mod reloads;
 mod signed_token;
 mod systemd;
 mod tls;
@@ -53,7 +55,7 @@ pub use self::admin::{Admin, AppRole, KeyInfo, Reply, policy_for, policy_for_mou
 pub use self::callers::{Callers, Failure, Seen, Timed};
 pub use self::cluster::{Cluster, ClusterBuilder};
 pub use self::config::Config;
-pub use self::daemon::{Daemon, DaemonBuilder};
+pub use self::daemon::{Daemon, DaemonBuilder, Footprint, REFUSED, RELOADED};
 pub use self::dev::DevNode;
 pub use self::dns::{Dns, DnsMood, SrvTarget};
 pub use self::error::{Context, Error, Result};

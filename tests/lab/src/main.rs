@@ -1,5 +1,6 @@
 //! `cargo run -p lab -- demo`: the whole of vault-kms-proxy on one machine, told step by
-//! step. `cargo run -p lab -- chaos`: what faults cost.
+//! step. `cargo run -p lab -- chaos`: what faults cost. `cargo run -p lab -- reloads`: what
+//! reloads cost.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -24,6 +25,7 @@ const AFTER_HELP: &str = "\
 Examples:
   cargo run -p lab -- demo       a cluster, the daemon, a killed leader, a reload, a rotation
   cargo run -p lab -- chaos      one fault after the other under load, and what each cost
+  cargo run -p lab -- reloads    a thousand reloads in a row under load, and what they cost
   cargo run -p lab -- install    fetch OpenBao now, so that tests can run offline later
   cargo run -p lab -- cluster    a three-node cluster to play with, until Ctrl-C
 
@@ -62,6 +64,19 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         daemon: Option<PathBuf>,
     },
+    /// Reloads one daemon again and again under the calls of eight callers, each time with
+    /// another change, and prints what it took; then every 100 ms while the leader of three
+    /// nodes is killed.
+    ///
+    /// The exit code is 0 when no call failed and nothing grew.
+    Reloads {
+        /// How many in a row.
+        #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(400..=1_000_000))]
+        count: u32,
+        /// Use this daemon instead of building it with cargo.
+        #[arg(long, value_name = "FILE")]
+        daemon: Option<PathBuf>,
+    },
     /// Installs OpenBao and Python's gRPC (for the independent client) into target/lab.
     Install,
     /// Starts a three-node cluster with the keys `kube-2026` and `kube-secret-enc-key`,
@@ -79,6 +94,7 @@ async fn main() -> ExitCode {
                 let lateness = if lenient { Lateness::Told } else { Lateness::Counts };
                 Box::pin(table::run(&only, seconds, lateness, daemon)).await
             }
+            Command::Reloads { count, daemon } => Box::pin(reloads(count, daemon)).await,
             Command::Install => install().await,
             Command::Cluster => Box::pin(cluster()).await,
         }
@@ -107,6 +123,12 @@ async fn install() -> lab::Result {
     println!("OpenBao        {}", bao.display());
     println!("Python's gRPC  {}", grpcio.display());
     Ok(())
+}
+
+async fn reloads(count: u32, daemon: Option<PathBuf>) -> lab::Result {
+    let daemon = binary::find(daemon).await?;
+    lab::reloads::in_a_row(&daemon, count, 200).await?;
+    lab::reloads::while_the_leader_is_killed(&daemon).await
 }
 
 async fn cluster() -> lab::Result {
