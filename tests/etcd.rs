@@ -1,12 +1,15 @@
 //! etcd as it really answers: with TLS and client certificates, in pages at one revision, after
-//! a compaction, and when a member is away.
+//! a compaction, and when a member is away; and what `census` makes of it.
 
 use std::time::Duration;
 
 use lab::Etcd as Server;
+use serde_json::Value;
+use tokio::process::Command;
 use vault_kms_proxy::config::settings::{ClientIdentity, TlsSettings};
 use vault_kms_proxy::etcd::{Etcd, EtcdError, EtcdSettings, Range, Revision};
 
+const DAEMON: &str = env!("CARGO_BIN_EXE_vault-kms-proxy");
 const SECRETS: &[u8] = b"/registry/secrets/";
 
 fn settings(server: &Server, endpoints: &[&str]) -> EtcdSettings {
@@ -103,5 +106,76 @@ async fn what_is_wrong_with_the_way_to_etcd_is_said() -> lab::Result {
     let told = said(good).await?;
     let endpoint = server.endpoint();
     assert!(told.contains(&format!("{endpoint}: connection refused")), "{told}");
+    Ok(())
+}
+
+/// Exit code, standard output, and the most memory it had, in KiB, as far as was seen.
+async fn census(server: &Server, arguments: &[&str]) -> lab::Result<(i32, String, u64)> {
+    let mut command = Command::new(DAEMON);
+    command.arg("census").args(server.options()).args(arguments).kill_on_drop(true);
+    command.env_remove("VAULT_KMS_PROXY_CONFIG").stdout(std::process::Stdio::piped());
+    let mut child = command.spawn()?;
+    let pid = child.id();
+    let mut out = child.stdout.take().unwrap();
+    let mut text = String::new();
+    let reading = tokio::io::AsyncReadExt::read_to_string(&mut out, &mut text);
+    let mut reading = std::pin::pin!(reading);
+    let mut peak = 0;
+    while tokio::time::timeout(Duration::from_millis(10), &mut reading).await.is_err() {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", pid.unwrap_or(0)));
+        let status = status.unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let now = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+        peak = peak.max(now.unwrap_or(0));
+    }
+    Ok((child.wait().await?.code().unwrap_or(-1), text, peak))
+}
+
+#[tokio::test]
+async fn census_counts_5000_objects_and_says_whether_a_key_is_still_needed() -> lab::Result {
+    let server = Server::start_with_tls().await?;
+    let objects: Vec<_> = (0..5_000).map(lab::apiserver::sample::object).collect();
+    server.client().put_all(&objects).await?;
+
+    let (code, text, peak) = census(&server, &["--output=json", "--rate=0"]).await?;
+    let json: Value = serde_json::from_str(&text)?;
+    assert_eq!((code, &json["objects"], &json["met"]), (0, &5_000.into(), &true.into()), "{text}");
+    let on = |kek: Value, api: Value| -> u64 {
+        let counts = json["counts"].as_array().unwrap().iter();
+        let these = counts.filter(|count| count["kek"] == kek && count["api"] == api);
+        these.map(|count| count["objects"].as_u64().unwrap()).sum()
+    };
+    assert_eq!(on("kube-2026".into(), "v2".into()), 1_250);
+    assert_eq!(on("kube-2025".into(), "v2".into()), 1_250);
+    assert_eq!(on("kube-2025".into(), "v1".into()), 1_250);
+    assert_eq!(on(Value::Null, Value::Null), 1_250);
+    // All of it is 10 MiB; a page is 4 MiB.
+    assert!(peak < 100 << 10, "{peak} KiB");
+
+    let (code, text, _) = census(&server, &["--require-none-on", "kube-2025"]).await?;
+    assert_eq!(code, 2, "{text}");
+    assert!(text.contains("none on kube-2025: no\n  2,500 on it, such as /registry/secrets/"));
+    assert!(text.contains("Not counted: backups"), "{text}");
+    let v2 = ["--require-none-on=kube-2025:v2", "--require-none-on=k8s:enc:kms:v1:other"];
+    assert_eq!(census(&server, &v2).await?.0, 0);
+
+    // Only what was asked is counted, and a name that nothing has passes no gate.
+    let gate = "--require-none-on=kube-2025";
+    assert_eq!(census(&server, &["--resource=pods", gate]).await?.0, 0);
+    let (code, text, _) = census(&server, &["--resource=pods,secret", gate]).await?;
+    assert!(code == 2 && text.contains("no object of secret is stored"), "{code}: {text}");
+    let (code, text, _) = census(&server, &["--prefix=/other", gate]).await?;
+    assert!(code == 2 && text.contains("is that kube-apiserver's --etcd-prefix?"), "{text}");
+
+    // One value that cannot be read, and nothing is sure any more.
+    let damaged =
+        ("/registry/secrets/default/damaged".to_owned(), b"k8s:enc:kms:v2:vault:\x0a".to_vec());
+    server.client().put_all(&[damaged]).await?;
+    let (code, text, _) = census(&server, &["--require-none-on=kube-2030"]).await?;
+    assert_eq!(code, 2, "{text}");
+    assert!(text.contains("1 of an unknown form, such as /registry/secrets/default/damaged"));
+
+    server.kill();
+    assert_eq!(census(&server, &["--etcd-timeout=1s"]).await?.0, 1);
     Ok(())
 }

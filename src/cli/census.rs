@@ -233,6 +233,6 @@ fn configured(file: &Path, loaded: &Loaded) -> Configured {
     Configured {
         file: file.display().to_string(),
         keks: keks.iter().map(|kek| kek.name.to_string()).collect(),
-        retired: Vec::new(),
+        retired: loaded.settings.reload.retired.iter().map(ToString::to_string).collect(),
     }
 }

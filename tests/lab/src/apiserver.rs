@@ -14,6 +14,7 @@ use aws_lc_rs::hkdf;
 use crate::{Context, Error, Result};
 
 mod registry;
+pub mod sample;
 pub mod v1;
 pub mod v2;
 

@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 use lab::chaos::Lateness;
 
 mod binary;
+mod census;
 mod demo;
 mod table;
 
@@ -26,6 +27,7 @@ Examples:
   cargo run -p lab -- demo       a cluster, the daemon, a killed leader, a reload, a rotation
   cargo run -p lab -- chaos      one fault after the other under load, and what each cost
   cargo run -p lab -- reloads    a thousand reloads in a row under load, and what they cost
+  cargo run -p lab -- census     what a count of 100,000 objects in etcd costs
   cargo run -p lab -- install    fetch OpenBao now, so that tests can run offline later
   cargo run -p lab -- cluster    a three-node cluster to play with, until Ctrl-C
 
@@ -77,6 +79,19 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         daemon: Option<PathBuf>,
     },
+    /// Stores many objects in a real etcd and lets `vault-kms-proxy census` count them: prints
+    /// what it says, its time and its memory.
+    Census {
+        /// How many objects.
+        #[arg(long, value_name = "N", default_value_t = 100_000)]
+        objects: usize,
+        /// How many census may read a second; 0 sets no limit.
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        rate: u32,
+        /// Use this daemon instead of building it with cargo.
+        #[arg(long, value_name = "FILE")]
+        daemon: Option<PathBuf>,
+    },
     /// Installs OpenBao and Python's gRPC (for the independent client) into target/lab.
     Install,
     /// Starts a three-node cluster with the keys `kube-2026` and `kube-secret-enc-key`,
@@ -95,6 +110,9 @@ async fn main() -> ExitCode {
                 Box::pin(table::run(&only, seconds, lateness, daemon)).await
             }
             Command::Reloads { count, daemon } => Box::pin(reloads(count, daemon)).await,
+            Command::Census { objects, rate, daemon } => {
+                Box::pin(census::run(objects, rate, daemon)).await
+            }
             Command::Install => install().await,
             Command::Cluster => Box::pin(cluster()).await,
         }
