@@ -197,6 +197,10 @@ impl Census {
             })
             .collect();
         let next = match configured {
+            _ if !self.resource.is_empty() => vec![
+                "What comes next in a move is told by a count of everything: leave out --resource."
+                    .to_owned(),
+            ],
             Some(configured) => steps::next(configured, &sweep.tally, &met),
             None => vec![format!(
                 "To be told what comes next in a move, name the configuration: --config FILE \

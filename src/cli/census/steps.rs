@@ -83,6 +83,15 @@ fn step(configured: &Configured, tally: &Tally, met: &[&str]) -> Lines {
                 .to_owned(),
         ];
     }
+    let unknown = tally.of(|kind| kind.kek == Kek::Unknown);
+    if unknown.objects > 0 {
+        return vec![format!(
+            "No key may go before it is known which one the {} of unknown form need, such as {}: see \
+             `vault-kms-proxy inspect`.",
+            objects(unknown.objects),
+            unknown.examples.join(", ")
+        )];
+    }
     let mut lines = Vec::new();
     for name in others {
         let plan = Move { configured, to: primary, from: name.clone() };
@@ -276,11 +285,12 @@ fn commands(tally: &Tally, wanted: impl Fn(&Kind) -> bool) -> Lines {
     lines
 }
 
-fn are(objects: u64) -> String {
-    match objects {
-        1 => "1 object is".to_owned(),
-        n => format!("{} objects are", HumanCount(n)),
-    }
+fn are(n: u64) -> String {
+    format!("{} {}", objects(n), if n == 1 { "is" } else { "are" })
+}
+
+fn objects(n: u64) -> String {
+    format!("{} object{}", HumanCount(n), if n == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]

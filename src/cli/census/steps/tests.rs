@@ -56,6 +56,13 @@ fn when_none_is_left_the_old_key_is_retired() {
 }
 
 #[test]
+fn no_key_may_go_while_an_object_cannot_be_read() {
+    let told = told(&["new", "old"], &["old"], &["new:v1:AA", "damaged"], &[]);
+    assert!(told.starts_with("No key may go before it is known which one the 1 object"), "{told}");
+    assert!(!told.contains("reload on every node"), "{told}");
+}
+
+#[test]
 fn objects_that_name_no_key_came_from_another_plugin() {
     let told = told(&["kube"], &[], &["vault:v1:AA", "kube:v1:AA"], &[]);
     assert!(told.contains("The move from another plugin to kube"), "{told}");

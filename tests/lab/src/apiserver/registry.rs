@@ -50,7 +50,7 @@ impl Registry {
 
     /// Stores a new object.
     pub async fn create(&mut self, etcd_key: &str, value: &[u8]) -> Result {
-        let stored = self.to_storage(etcd_key, value).await?;
+        let stored = self.transform_to_storage(etcd_key, value).await?;
         if !self.etcd.put_if_unchanged(etcd_key, &stored, 0).await? {
             fail!("{etcd_key} exists already");
         }
@@ -83,7 +83,7 @@ impl Registry {
                 if !changed && !object.stale {
                     break;
                 }
-                let stored = self.to_storage(&etcd_key, &object.value).await?;
+                let stored = self.transform_to_storage(&etcd_key, &object.value).await?;
                 if self.etcd.put_if_unchanged(&etcd_key, &stored, seen).await? {
                     written += 1;
                     break;
@@ -102,18 +102,18 @@ impl Registry {
             fail!("no provider wrote what is stored under {etcd_key}");
         };
         let mut object = match &mut self.providers[writer] {
-            Provider::V1(server) => server.from_storage(etcd_key, &stored.value).await?,
-            Provider::V2(server) => server.from_storage(etcd_key, &stored.value).await?,
+            Provider::V1(server) => server.transform_from_storage(etcd_key, &stored.value).await?,
+            Provider::V2(server) => server.transform_from_storage(etcd_key, &stored.value).await?,
             Provider::Identity => Object { value: stored.value, stale: false },
         };
         object.stale |= writer != 0;
         Ok((object, stored.changed))
     }
 
-    async fn to_storage(&mut self, etcd_key: &str, value: &[u8]) -> Result<Vec<u8>> {
+    async fn transform_to_storage(&mut self, etcd_key: &str, value: &[u8]) -> Result<Vec<u8>> {
         match self.providers.first_mut() {
-            Some(Provider::V1(server)) => server.to_storage(etcd_key, value).await,
-            Some(Provider::V2(server)) => server.to_storage(etcd_key, value).await,
+            Some(Provider::V1(server)) => server.transform_to_storage(etcd_key, value).await,
+            Some(Provider::V2(server)) => server.transform_to_storage(etcd_key, value).await,
             Some(Provider::Identity) => Ok(value.to_vec()),
             None => fail!("an EncryptionConfiguration without a provider"),
         }

@@ -47,18 +47,18 @@ impl Server {
 
     /// Writes an object: a fresh data key, encrypted by the plugin.
     pub async fn write(&mut self, store: &mut Store, etcd_key: &str, value: &[u8]) -> Result {
-        let stored = self.to_storage(etcd_key, value).await?;
+        let stored = self.transform_to_storage(etcd_key, value).await?;
         store.insert(etcd_key.to_owned(), stored);
         Ok(())
     }
 
     /// Reads an object; asks the plugin for data keys that it does not know.
     pub async fn read(&mut self, store: &Store, etcd_key: &str) -> Result<Object> {
-        self.from_storage(etcd_key, stored(store, etcd_key)?).await
+        self.transform_from_storage(etcd_key, stored(store, etcd_key)?).await
     }
 
     /// An object as it is stored: under a fresh data key, encrypted by the plugin.
-    pub async fn to_storage(&mut self, etcd_key: &str, value: &[u8]) -> Result<Vec<u8>> {
+    pub async fn transform_to_storage(&mut self, etcd_key: &str, value: &[u8]) -> Result<Vec<u8>> {
         let data_key = random::<KEY>()?.to_vec();
         let cipher = self.encrypt(&data_key).await?;
         let stored = layout(&self.prefix(), &cipher, &seal(&data_key, value, etcd_key)?)?;
@@ -68,7 +68,11 @@ impl Server {
 
     /// The object that is stored so. KMS v1 never calls one stale: it cannot know that its
     /// plugin would encrypt with another key now.
-    pub async fn from_storage(&mut self, etcd_key: &str, stored: &[u8]) -> Result<Object> {
+    pub async fn transform_from_storage(
+        &mut self,
+        etcd_key: &str,
+        stored: &[u8],
+    ) -> Result<Object> {
         let (cipher, sealed) = parse(without_prefix(stored, etcd_key, &self.prefix())?)
             .context(format!("{etcd_key} is not laid out as KMS v1"))?;
         if !self.data_keys.contains_key(cipher) {

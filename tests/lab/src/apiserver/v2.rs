@@ -123,7 +123,7 @@ impl Server {
 
     /// Writes an object with the seed that it has; the first write probes.
     pub async fn write(&mut self, store: &mut Store, etcd_key: &str, value: &[u8]) -> Result {
-        let stored = self.to_storage(etcd_key, value).await?;
+        let stored = self.transform_to_storage(etcd_key, value).await?;
         store.insert(etcd_key.to_owned(), stored);
         Ok(())
     }
@@ -131,11 +131,11 @@ impl Server {
     /// Reads an object; asks the plugin for seeds that it does not know. It is stale when
     /// its key_id is not the one that is written with now.
     pub async fn read(&mut self, store: &Store, etcd_key: &str) -> Result<Object> {
-        self.from_storage(etcd_key, stored(store, etcd_key)?).await
+        self.transform_from_storage(etcd_key, stored(store, etcd_key)?).await
     }
 
     /// An object as it is stored, under the seed that this server has; the first one probes.
-    pub async fn to_storage(&mut self, etcd_key: &str, value: &[u8]) -> Result<Vec<u8>> {
+    pub async fn transform_to_storage(&mut self, etcd_key: &str, value: &[u8]) -> Result<Vec<u8>> {
         if self.state.is_none() {
             self.probe().await?;
         }
@@ -156,7 +156,11 @@ impl Server {
     }
 
     /// The object that is stored so.
-    pub async fn from_storage(&mut self, etcd_key: &str, stored: &[u8]) -> Result<Object> {
+    pub async fn transform_from_storage(
+        &mut self,
+        etcd_key: &str,
+        stored: &[u8],
+    ) -> Result<Object> {
         let object = self.parse(etcd_key, stored)?;
         let source = &object.encrypted_dek_source;
         if !self.seeds.contains_key(source) {
