@@ -1,7 +1,7 @@
 //! `lab census`: what a count of many objects costs.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lab::apiserver::sample;
 use lab::{Context, Etcd, Result, fail};
@@ -23,7 +23,7 @@ pub(crate) async fn run(objects: usize, rate: u32, daemon: Option<PathBuf>) -> R
     let mut command = tokio::process::Command::new(daemon);
     command.arg("census").args(etcd.options()).arg(format!("--rate={rate}"));
     command.env_remove("VAULT_KMS_PROXY_CONFIG").kill_on_drop(true);
-    let start = Instant::now();
+    let start = tokio::time::Instant::now();
     let mut child = command.spawn().context("cannot start census")?;
     let pid = child.id().context("census has no pid")?;
     let mut peak = 0;
