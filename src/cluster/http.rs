@@ -34,6 +34,7 @@ use super::tls::{LoadedTls, TlsSnapshot};
 use crate::telemetry::traces;
 use dial::{Dial, Served, Within};
 use failure::Failure;
+pub(crate) use failure::{explain_io, find, innermost};
 
 mod dial;
 mod failure;

@@ -3,12 +3,14 @@
 
 mod environment;
 mod layer;
+mod places;
 
 use std::fmt;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use figment::Figment;
+use serde::{Deserialize, Serialize};
 
 use super::diagnostics::{Place, Problem, Problems};
 use super::file::conform::conform;
@@ -20,6 +22,7 @@ use super::settings::Settings;
 
 pub(super) use environment::OTEL_WHOLE_ENDPOINT;
 pub(super) use layer::{Field, Layer, Merged};
+pub use places::Places;
 
 /// Everything that a configuration is made from; a pure input.
 #[derive(Clone, Default)]
@@ -35,7 +38,8 @@ pub struct Sources {
 }
 
 /// The flags that override the file.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
 pub struct Flags {
     /// `socket.path`.
     pub socket: Option<String>,
@@ -67,6 +71,8 @@ pub struct Loaded {
     pub settings: Settings,
     /// What an operator should know about it, in the order of the file.
     pub warnings: Vec<Problem>,
+    /// Where it was written.
+    pub places: Places,
 }
 
 /// What holds where nothing else is written.
@@ -114,10 +120,11 @@ pub(super) fn load_with(sources: &Sources, files: &dyn Files) -> Result<Loaded, 
 
     let merged = Merged::new(&merged, &layers);
     let whole = sources.file.as_deref().map(|path| Place::File(path.into()));
-    let settings = resolve(&merged, sources.form, whole, file_mode, files, &mut problems);
+    let settings = resolve(&merged, sources.form, whole.clone(), file_mode, files, &mut problems);
     match settings {
         Some(settings) if !problems.iter().any(Problem::is_error) => {
-            Ok(Loaded { settings, warnings: Problems::new(problems).into_inner() })
+            let warnings = Problems::new(problems).into_inner();
+            Ok(Loaded { settings, warnings, places: Places::of(&merged, whole) })
         }
         _ => Err(Problems::new(problems)),
     }

@@ -42,10 +42,23 @@ pub struct Settings {
     pub traces: Option<TraceSettings>,
     /// How long calls in flight may take to finish after SIGTERM.
     pub shutdown_grace: Duration,
-    /// How long new parts of a reloaded configuration may take to answer.
-    pub reload_timeout: Duration,
+    /// How a changed configuration is taken into use.
+    pub reload: ReloadSettings,
     /// Where state that outlives the process is kept; `None` keeps none.
     pub state_dir: Option<PathBuf>,
+}
+
+/// How a changed configuration is taken into use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReloadSettings {
+    /// How long new parts may take to answer.
+    pub timeout: Duration,
+    /// New parts that are not the primary's must answer too.
+    pub strict: bool,
+    /// A change of the file's content is a reload.
+    pub watch: bool,
+    /// KEKs that may be gone from the keyring: nothing needs them any more.
+    pub retired: Vec<KekName>,
 }
 
 /// The socket that kube-apiserver dials.

@@ -159,6 +159,10 @@ metrics! {
     /// Certificates and authorities that changed on disk: taken into use (`ok`), of no use
     /// (`failed`) or accepted by no address (`refused`), so that those read before stay.
     TlsReloads = Kind::Counter, "vault_kms_proxy.tls.reloads", "{reload}", ["cluster", "result"];
+    /// Whether the last reload took the configuration into use: 1, or 0 when it was refused.
+    LastReloadOk = Kind::Gauge, "vault_kms_proxy.reload.last_ok", "{state}", [];
+    /// When a reload last took a configuration into use, in seconds since 1970.
+    LastReload = Kind::Gauge, "vault_kms_proxy.reload.last_success", "s", [];
 }
 
 /// The text form of all metrics.

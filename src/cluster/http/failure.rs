@@ -82,7 +82,7 @@ fn explain_client(error: &ClientError, never_sent: bool) -> Fault {
 }
 
 /// The kinds of I/O error in the words that an operator knows from other tools.
-fn explain_io(error: &io::Error) -> String {
+pub(crate) fn explain_io(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "connection refused".into(),
         io::ErrorKind::ConnectionReset => "connection reset by peer".into(),
@@ -105,7 +105,9 @@ fn is_disconnect(error: &io::Error) -> bool {
 
 /// The first `T` among an error and its causes; looks inside `io::Error`, whose `source`
 /// skips the error that it wraps.
-fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {
+pub(crate) fn find<'a, T: StdError + 'static>(
+    error: &'a (dyn StdError + 'static),
+) -> Option<&'a T> {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(found) = error.downcast_ref::<T>() {
@@ -116,7 +118,7 @@ fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Optio
     None
 }
 
-fn innermost<'a>(error: &'a (dyn StdError + 'static)) -> &'a (dyn StdError + 'static) {
+pub(crate) fn innermost<'a>(error: &'a (dyn StdError + 'static)) -> &'a (dyn StdError + 'static) {
     let mut last = error;
     while let Some(cause) = cause_of(last) {
         last = cause;

@@ -11,7 +11,7 @@ use crate::config::settings::{
 #[test]
 fn the_shortest_file_that_works_gets_every_default() {
     let case = Case::yaml("keyNames: [kube]\naddr: https://v:8200\ntokenFile: /run/vault/token\n");
-    let Loaded { settings, warnings } = case.accepted();
+    let Loaded { settings, warnings, .. } = case.accepted();
     assert_eq!(warnings, []);
     assert_eq!(
         settings.socket.address,
@@ -68,7 +68,7 @@ legacy: { key: old, baoKmsProvider: { providerName: p-a, clusterId: '7', instanc
 socket: { path: unix:///run/kms.sock, mode: 0660, group: kube-apiserver, allowedUids: [0, 65534] }
 ",
     );
-    let Loaded { settings, warnings } = case.accepted();
+    let Loaded { settings, warnings, .. } = case.accepted();
     assert_eq!(warnings, []);
     let names: Vec<_> = settings.clusters.iter().map(|c| c.name.as_str()).collect();
     assert_eq!(names, ["vault", "bao"], "the file's order");

@@ -18,13 +18,13 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
     .env("VAULT_KMS_PROXY_ADDR", "[https://a, https://b]")
     .env("VAULT_KMS_PROXY_SOCKET__ALLOWED_UIDS", "65534")
     .flags(Flags { socket: Some("/flag.sock".into()), ..Flags::default() });
-    let Loaded { settings, warnings } = case.accepted();
+    let Loaded { settings, warnings, .. } = case.accepted();
     assert_eq!(warnings, []);
     assert_eq!(settings.socket.address, SocketAddress::Path("/flag.sock".into()));
     assert_eq!((settings.socket.mode, settings.socket.allowed_uids), (0o660, Some(vec![65534])));
     assert_eq!((settings.log.filter.as_str(), settings.log.format), ("debug", LogFormat::Json));
     assert_eq!(settings.shutdown_grace, Duration::from_secs(2));
-    assert_eq!(settings.reload_timeout, Duration::from_secs(1));
+    assert_eq!(settings.reload.timeout, Duration::from_secs(1));
     assert_eq!(settings.keyring.keks.len(), 2);
     assert_eq!(settings.keyring.keks[1].transit_key, "c");
     assert_eq!(settings.clusters[0].addresses, ["https://a", "https://b"]);
