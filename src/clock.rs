@@ -44,6 +44,14 @@ pub fn node_timestamp() -> impl fmt::Display {
     humantime::format_rfc3339_millis(std::time::SystemTime::now())
 }
 
+/// The kernel's monotonic clock in microseconds, by which systemd orders its signal and our
+/// answer to it.
+pub fn monotonic_usec() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let usec = now.tv_sec.saturating_mul(1_000_000).saturating_add(now.tv_nsec / 1_000);
+    u64::try_from(usec).unwrap_or(0)
+}
+
 // === impl Deadline ===
 
 impl Deadline {

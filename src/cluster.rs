@@ -35,6 +35,7 @@ pub mod probe;
 pub mod resolve;
 pub mod retry;
 pub mod stack;
+pub mod step;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod tls;

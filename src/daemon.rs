@@ -4,10 +4,12 @@
 //! and gives up on whoever does not. So the socket is bound first and serves from then on;
 //! the first [`generation`] is built in the background, however long Vault is away.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::{Stream, future};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -18,11 +20,13 @@ use crate::config::load::{Loaded, Sources};
 use crate::config::settings::Settings;
 use crate::kms::{self, MAX_REQUEST_BYTES};
 use crate::listener::accept::Acceptor;
+use crate::listener::connection::Connection;
+use crate::listener::inherited::Inherited;
 use crate::listener::peer::PeerPolicy;
 use crate::listener::unix::{self, BindError, BoundSocket};
 use crate::proto::v1beta1::key_management_service_server::KeyManagementServiceServer as V1Server;
 use crate::proto::v2::key_management_service_server::KeyManagementServiceServer as V2Server;
-use crate::task::OwnedTask;
+use crate::task::{OwnedTask, unbroken};
 use crate::telemetry::Telemetry;
 
 #[cfg(test)]
@@ -30,12 +34,16 @@ mod fleet;
 pub mod generation;
 pub mod generations;
 mod identity;
+mod notify;
 pub mod process;
+mod pulse;
 pub mod reload;
 pub mod signals;
 mod state;
 
 use generations::Generations;
+use notify::{Notifier, Story};
+use pulse::pulse;
 use reload::Reloader;
 use signals::{Signal, Signals};
 
@@ -55,12 +63,19 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 /// How large a request's headers may be, all together.
 const MAX_HEADER_LIST_BYTES: u32 = 32 * 1024;
 
+/// Who hears, beside the log, what becomes of a configuration.
+#[derive(Clone, Debug, Default)]
+struct Told {
+    notifier: Notifier,
+    story: Story,
+}
+
 /// What ends the daemon before it serves, or while it does.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// No signal handler.
     #[error("the signal handlers could not be installed: {0}")]
-    Signals(#[source] std::io::Error),
+    Signals(#[source] io::Error),
     /// No socket.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -69,26 +84,41 @@ pub enum ServeError {
     Server(String),
 }
 
+/// What a daemon starts with.
+#[derive(Debug)]
+pub struct Start {
+    /// The configuration that it runs on.
+    pub loaded: Loaded,
+    /// Where a reload reads it again.
+    pub sources: Sources,
+    /// The socket, when systemd has bound it.
+    pub inherited: Option<Inherited>,
+}
+
 /// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// When the socket cannot be bound. Never because Vault is away.
-pub async fn run(
-    loaded: Loaded,
-    sources: Sources,
-    telemetry: &Telemetry,
-) -> Result<(), ServeError> {
+pub async fn run(start: Start, telemetry: &Telemetry) -> Result<(), ServeError> {
     process::harden();
     let mut signals = Signals::install().map_err(ServeError::Signals)?;
-    let settings = loaded.settings;
+    let Start { loaded: Loaded { settings, .. }, sources, inherited } = start;
+    let notifier = Notifier::from_env();
     // A predecessor may hold the lock for a while; whoever stops us must not wait for it.
     let socket = tokio::select! {
-        socket = unix::bind(&settings.socket) => socket?,
+        socket = socket(inherited, &settings) => match socket {
+            Ok(socket) => socket,
+            Err(error) => {
+                notifier.failed(&error).await;
+                return Err(error.into());
+            }
+        },
         signal = signals.terminated() => {
             tracing::info!(signal, "Stopped before the socket was bound.");
             return Ok(());
         }
     };
+    let story = Story::default();
     let generations = Arc::new(Generations::default());
     let stop = CancellationToken::new();
     let admin = settings.admin.map(|address| {
@@ -99,9 +129,19 @@ pub async fn run(
         OwnedTask::spawn_again("admin", begin)
     });
 
-    let mut server = start_server(&settings, socket, &generations, &stop);
+    let status = notifier.follow(&story, &generations);
+    let told = Told { notifier: notifier.clone(), story };
+    let started_with = settings.clone();
+    let reloader =
+        Reloader::start(sources, started_with, Arc::clone(&generations), telemetry, told);
+    // The socket listens, so nobody is refused meanwhile; whoever waits in its line would only
+    // be told that there are no keys yet.
+    let _ = tokio::time::timeout(FIRST_BUILD, generations.tried()).await;
+    let (pulse, own) = pulse();
+    let mut server = start_server(&settings, socket, own, &generations, &stop);
+    notifier.ready();
+    let watchdog = notifier.watch(pulse);
     let grace = settings.shutdown_grace;
-    let reloader = Reloader::start(sources, settings, Arc::clone(&generations), telemetry);
 
     loop {
         tokio::select! {
@@ -117,17 +157,26 @@ pub async fn run(
     }
 
     stop.cancel();
-    drop(reloader);
+    drop((reloader, watchdog, status));
+    notifier.stopping().await;
     tokio::select! {
-        _ = &mut server => {}
+        _ = future::join(&mut server, unbroken::stop()) => {}
         () = tokio::time::sleep(grace) => {
-            tracing::warn!(
-                ?grace, "Calls were still in flight after shutdownGrace; they were cut."
-            );
+            if !server.is_finished() {
+                tracing::warn!(
+                    ?grace, "Calls were still in flight after shutdownGrace; they were cut."
+                );
+            }
         }
         signal = signals.terminated() => {
             tracing::warn!(signal, "Told to stop once more; calls in flight were cut.");
         }
+    }
+    if unbroken::is_running() {
+        tracing::error!(
+            "A secret ID was being unwrapped; if Vault did so, it is lost: destroy it and wrap \
+             another."
+        );
     }
     server.abort();
     drop(admin);
@@ -159,9 +208,21 @@ async fn serve_admin(address: SocketAddr, state: AdminState, stop: CancellationT
     admin::serve(listener, state, stop).await;
 }
 
+/// The inherited socket, or the configured one.
+async fn socket(
+    inherited: Option<Inherited>,
+    settings: &Settings,
+) -> Result<BoundSocket, BindError> {
+    match inherited {
+        Some(inherited) => inherited.into_bound(&settings.socket),
+        None => unix::bind(&settings.socket).await,
+    }
+}
+
 fn start_server(
     settings: &Settings,
     socket: BoundSocket,
+    own: impl Stream<Item = io::Result<Connection>> + Send + 'static,
     generations: &Arc<Generations>,
     stop: &CancellationToken,
 ) -> JoinHandle<Result<(), tonic::transport::Error>> {
@@ -180,6 +241,7 @@ fn start_server(
     tracing::info!(socket = %socket.address(), "Serving KMS v1beta1 and v2.");
     let policy = PeerPolicy::new(&settings.socket);
     let connections = Acceptor::new(socket, policy, stop.child_token()).into_stream();
+    let connections = futures_util::stream::select(connections, own);
     let stopped = stop.clone().cancelled_owned();
     tokio::spawn(router.serve_with_incoming_shutdown(connections, stopped))
 }
@@ -193,6 +255,10 @@ fn server_end(
         Err(error) => error.to_string(),
     })
 }
+
+/// How long callers wait for the first generation, which takes reading a few files and no
+/// Vault.
+const FIRST_BUILD: Duration = Duration::from_secs(1);
 
 /// How often an admin port that could not be bound is tried again.
 const ADMIN_BIND_RETRY: Duration = Duration::from_secs(5);

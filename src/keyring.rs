@@ -23,6 +23,7 @@ use condition::KeyringCondition;
 use envelope::{Form, Reader};
 use kek::{Kek, Verified, Verify};
 
+mod bare;
 pub mod condition;
 pub(crate) mod envelope;
 #[cfg(test)]
@@ -296,51 +297,6 @@ impl Keyring {
         &self.keks
     }
 
-    /// Decrypts a ciphertext that names no KEK: with `first`, then with the one that
-    /// `legacy.key` names, then with each in order. The next one is asked only after a
-    /// definite answer, so that an outage is never told as "wrong key".
-    async fn decrypt_bare(
-        &self,
-        first: Option<&KekName>,
-        ciphertext: &VaultCiphertext,
-        deadline: Deadline,
-    ) -> Result<Plaintext, KeyringError> {
-        let order = self.bare_order(first);
-        let mut refusals = Vec::new();
-        for kek in &order {
-            match kek.core().decrypt(ciphertext, deadline).await {
-                Ok(plaintext) => return Ok(plaintext),
-                Err(error) if error.is_refusal() => refusals.push(error),
-                Err(error) if order.len() == 1 => return Err(error),
-                Err(error) => {
-                    refusals.push(error);
-                    return Err(KeyringError::Undecided(list(&refusals)));
-                }
-            }
-        }
-        match refusals.len() {
-            0 => Err(self.no_kek()),
-            1 => Err(refusals.remove(0)),
-            _ if refusals.iter().all(KeyringError::is_verdict) => Err(KeyringError::Unreadable(
-                format!("no configured KEK can decrypt it: {}", list(&refusals)),
-            )),
-            _ => Err(KeyringError::Undecided(list(&refusals))),
-        }
-    }
-
-    /// Every KEK once. None is left out, whatever `legacy.key` says: any that ever was the
-    /// first under `write.format: vault` has written ciphertexts that name no KEK.
-    fn bare_order(&self, first: Option<&KekName>) -> Vec<&Arc<Kek>> {
-        let named = first.into_iter().chain(&self.settings.legacy_key);
-        let mut order: Vec<&Arc<Kek>> = Vec::with_capacity(self.keks.len());
-        for name in named.chain(&self.names) {
-            if order.iter().all(|kek| kek.name() != name) {
-                order.extend(self.keks.iter().find(|kek| kek.name() == name));
-            }
-        }
-        order
-    }
-
     fn kek(&self, name: &KekName) -> Result<&Arc<Kek>, KeyringError> {
         self.keks.iter().find(|kek| kek.name() == name).ok_or_else(|| self.no_kek())
     }
@@ -391,10 +347,6 @@ fn too_long(plaintext: &Plaintext, length: usize, longest: usize) -> KeyringErro
     ))
 }
 
-fn list(errors: &[KeyringError]) -> String {
-    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
-}
-
 // === impl EncryptFor ===
 
 impl EncryptFor {
@@ -409,11 +361,6 @@ impl EncryptFor {
 // === impl KeyringError ===
 
 impl KeyringError {
-    /// Vault was asked and said no.
-    const fn is_refusal(&self) -> bool {
-        matches!(self, Self::Transit { source, .. } if source.is_final())
-    }
-
     /// Vault cannot tell a wrong key from wrong associated data, so both are said.
     fn about(self, ciphertext: &VaultCiphertext) -> Self {
         if !ciphertext.is_bound() || !(self.is_verdict() || matches!(self, Self::Unreadable(_))) {

@@ -10,9 +10,10 @@
 //!
 //! Data goes one way: a module uses only what stands to its right in
 //! `listener -> kms -> keyring -> transit -> cluster`, and the ground floor (`config`,
-//! `telemetry`, `clock`, `secret`, `task`). `daemon` and `cli` put them together.
+//! `telemetry`, `clock`, `secret`, `task`, `blocking`). `daemon` and `cli` put them together.
 
 pub mod admin;
+pub(crate) mod blocking;
 pub mod cli;
 pub mod clock;
 pub mod cluster;

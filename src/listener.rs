@@ -6,11 +6,12 @@
 //! reads and writes: the stream behind [`authority`], which makes the `:authority` of old
 //! kube-apiservers one that the server accepts.
 //!
-//! A socket inherited from systemd will have its own module beside [`unix`] and come in by
-//! the same type, [`unix::BoundSocket`].
+//! [`inherited`] takes it from systemd instead, where systemd has bound it; both come in by the
+//! same type, [`unix::BoundSocket`].
 
 pub mod accept;
 pub mod authority;
 pub mod connection;
+pub mod inherited;
 pub mod peer;
 pub mod unix;

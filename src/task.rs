@@ -11,6 +11,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::telemetry::metrics::{self, Metric};
 
+pub(crate) mod unbroken;
+
 /// The wait before a task that panicked begins anew; it doubles while the panics go on.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 

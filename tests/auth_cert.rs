@@ -170,6 +170,16 @@ async fn an_authority_that_is_replaced_with_overlap_needs_no_reload() -> lab::Re
     daemon.wait_for_log_after(mark, CHANGED, PATIENCE).await?;
     works(&daemon).await?;
 
+    // This year's authority goes before the server's turn: it is told and not used.
+    let mark = daemon.log_mark();
+    replace(&bao.trusted(), next.pem())?;
+    let said = daemon.wait_for_log_after(mark, "no address accepts them", PATIENCE).await?;
+    assert!(said.contains("trusted.pem") && said.contains("not signed by the CA"), "{said}");
+    works(&daemon).await?;
+    let refused = daemon.metric("vault_kms_proxy_tls_reloads_total", "result=\"refused\"").await?;
+    assert!(refused >= 1.0, "{refused}");
+    replace(&bao.trusted(), &format!("{}{}", bao.node.ca().pem(), next.pem()))?;
+
     // The server's turn, and then this year's authority goes.
     next.server()?.write(bao.node.folder(), "server")?;
     bao.node.hang_up()?;

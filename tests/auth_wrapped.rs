@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use lab::{Config, Daemon, DevNode, policy_for};
+use lab::{Config, Daemon, DevNode, FaultProxy, eventually, policy_for};
 use serde_json::json;
 
 const DAEMON: &str = env!("CARGO_BIN_EXE_vault-kms-proxy");
@@ -205,5 +205,26 @@ async fn what_must_not_be_unwrapped_is_refused_with_the_reason() -> lab::Result 
     daemon.wait_for_log_after(mark, ACCEPTED, PATIENCE).await?;
     works(&daemon).await?;
     assert_eq!((bao.requests(UNWRAP), bao.requests(LOGIN)), (unwraps + 1, 1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_stop_in_the_middle_of_an_unwrap_waits_for_what_comes_out() -> lab::Result {
+    let bao = Bao::start().await?;
+    bao.deliver(SECRET_ID).await?;
+    let way = FaultProxy::start(bao.node.address()).await?;
+    way.delay(Duration::from_secs(2));
+    let config = bao.config().addresses(&[&way.https()]);
+
+    let daemon = Daemon::start(DAEMON, &config).await?;
+    let unwrapped = || async { Ok((bao.requests(UNWRAP) == 1).then_some(())) };
+    eventually("Vault has unwrapped it", PATIENCE, unwrapped).await?;
+    assert_eq!(daemon.stop().await?, 0);
+    let kept = fs::read_to_string(bao.kept())?;
+    assert!(kept.contains("secretId"), "the secret id is lost");
+    way.heal().await?;
+    let daemon = Daemon::start(DAEMON, &config).await?;
+    works(&daemon).await?;
+    assert_eq!(bao.requests(UNWRAP), 1);
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use lab::{Config, Daemon, DevNode, Kms, eventually, policy_for};
+use lab::{Config, Daemon, DevNode, FaultProxy, Kms, eventually, policy_for};
 use serde_json::json;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -17,6 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 const DEK: [u8; 32] = [7; 32];
 const LOGIN: &str = "auth/approle/login";
 const LOOKUP: &str = "auth/token/lookup-self";
+const ACCEPTED: &str = "Vault has accepted the token.";
 
 /// A node with the key `kube`, the policy `kms` for it, and the role `kms`.
 struct Bao {
@@ -168,7 +169,7 @@ async fn a_revoked_token_costs_one_login_and_no_call() -> lab::Result {
     let bao = Bao::start("1h", "24h").await?;
     let daemon = Daemon::start(DAEMON, bao.config().await?).await?;
     daemon.wait_ready(PATIENCE).await?;
-    let callers = Callers::start(&daemon, 24).await?;
+    let callers = Callers::start(&daemon, 64).await?;
     callers.wait_more(500).await?;
     assert_eq!(bao.logins(), 1);
 
@@ -178,7 +179,7 @@ async fn a_revoked_token_costs_one_login_and_no_call() -> lab::Result {
     // Longer than the least time between two logins.
     let until = Instant::now() + Duration::from_secs(2);
     while Instant::now() < until {
-        callers.wait_more(24).await?;
+        callers.wait_more(64).await?;
     }
     let calls = callers.finish().await?;
     let lookups = bao.node.count_requests(LOOKUP);
@@ -186,6 +187,28 @@ async fn a_revoked_token_costs_one_login_and_no_call() -> lab::Result {
     assert_eq!(bao.logins(), 2, "one login for all callers");
     assert_eq!(lookups, 1, "one look for all callers");
     assert!(daemon.log().contains("Vault no longer accepts the token."));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_token_that_expired_while_vault_was_away_is_replaced_by_one_login() -> lab::Result {
+    let bao = Bao::start("4s", "24h").await?;
+    let way = FaultProxy::start(bao.node.address()).await?;
+    let config = bao.config().await?.addresses(&[&way.https()]);
+    let daemon = Daemon::start(DAEMON, config).await?;
+    daemon.wait_ready(PATIENCE).await?;
+    let logins = bao.logins();
+    way.refuse().await?;
+    let kms = daemon.kms().timeout(Duration::from_millis(500));
+    eventually("the token has expired", PATIENCE, || async {
+        let refused = kms.v1().encrypt(&DEK).await.unwrap_err();
+        Ok(refused.message().contains("the last one has expired").then_some(()))
+    })
+    .await?;
+    way.heal().await?;
+    wait_good(&daemon.kms()).await?;
+    // Nobody asked after a token that could only be dead.
+    assert_eq!((bao.logins(), bao.node.count_requests(LOOKUP)), (logins + 1, 0));
     Ok(())
 }
 
@@ -341,6 +364,18 @@ async fn a_secret_id_that_is_wrong_or_destroyed_is_replaced_without_a_restart() 
     replace(&bao.secret_file(), &admin.new_secret_id("kms").await?)?;
     wait_good(&kms).await?;
     assert!(bao.logins() <= logins + 3, "{} more logins", bao.logins() - logins);
+
+    // One that is used up: it logs in once, and at the next end of a token no more.
+    let once = admin.write("auth/approle/role/kms/secret-id", json!({ "num_uses": 1 })).await?;
+    replace(&bao.secret_file(), once["data"]["secret_id"].as_str().unwrap())?;
+    for end in [ACCEPTED, "AppRole login refused"] {
+        let mark = daemon.log_mark();
+        admin.revoke_prefix(LOGIN).await?;
+        let _ = kms.v1().encrypt(&DEK).await;
+        daemon.wait_for_log_after(mark, end, PATIENCE).await?;
+    }
+    replace(&bao.secret_file(), &admin.new_secret_id("kms").await?)?;
+    wait_good(&kms).await?;
     assert!(!daemon.log().contains(&bao.secret_id), "the log holds a secret id");
     assert!(daemon.is_running());
     Ok(())

@@ -1,6 +1,6 @@
 //! Names in DNS: followed while they move, and no call fails while DNS does.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
 use std::time::Duration;
 
 use lab::{
@@ -135,5 +135,48 @@ async fn a_service_is_its_targets_and_until_dns_answers_calls_say_what_is_missin
     let seen = callers.finish().await;
     assert!(seen.failures.is_empty(), "{}", seen.failures_told());
     assert_eq!(daemon.stop().await?, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn ipv6_addresses_are_reached_as_numbers_and_behind_names() -> lab::Result {
+    const NAME: &str = "six.lab";
+    if let Err(error) = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)) {
+        println!("SKIPPED: this machine has no IPv6 loopback ({error})");
+        return Ok(());
+    }
+    let (bao, dns) = tokio::try_join!(DevNode::start(), Dns::start())?;
+    let at = SocketAddr::from((Ipv6Addr::LOCALHOST, 0));
+    let proxy = FaultProxy::start_at(at, bao.address()).await?;
+    let port = proxy.address().port();
+    dns.set(NAME, &[Ipv6Addr::LOCALHOST.into()])?;
+
+    let number = format!("https://[::1]:{port}");
+    let name = format!("https://{NAME}:{port}");
+    let named = config(&bao, &dns, &[&name]).await?;
+    // The certificate has the number, so that nothing but that is expected of it.
+    let numbered = named.clone().without("tlsServerName").addresses(&[&number]);
+    for (config, label) in [(numbered, number.clone()), (named, format!("{name} (::1)"))] {
+        let before = proxy.connections();
+        let daemon = Daemon::start(DAEMON, config).await?;
+        daemon.wait_ready(PATIENCE).await?;
+        let made = daemon.kms().v2().encrypt(&[7; 32], "uid").await?;
+        assert_eq!(daemon.kms().v2().decrypt(&made, "uid").await?, [7; 32]);
+        assert!(proxy.connections() > before, "{label} went another way");
+
+        // Errors and metrics name it in full.
+        proxy.refuse().await?;
+        let error = daemon.kms().v1().encrypt(&[7; 32]).await.unwrap_err();
+        assert!(error.message().contains(&format!("{label}: ")), "{}", error.message());
+        let labels = format!("server_address=\"{label}\"");
+        let attempts = "vault_kms_proxy_attempt_duration_seconds_count";
+        assert!(daemon.metric(attempts, &labels).await? > 0.0, "no metric of {label}");
+        proxy.heal().await?;
+        eventually("it answers again", PATIENCE, || async {
+            Ok(daemon.kms().v1().encrypt(&[7; 32]).await.ok())
+        })
+        .await?;
+        assert_eq!(daemon.stop().await?, 0);
+    }
     Ok(())
 }

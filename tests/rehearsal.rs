@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use lab::{Daemon, DevNode, policy_for};
+use lab::{Daemon, DevNode, eventually, policy_for};
 use serde_json::json;
 
 const DAEMON: &str = env!("CARGO_BIN_EXE_vault-kms-proxy");
@@ -20,6 +20,15 @@ fn replace(path: &Path, text: &str) -> lab::Result {
     std::fs::write(&next, text)?;
     std::fs::set_permissions(&next, std::fs::Permissions::from_mode(0o600))?;
     Ok(std::fs::rename(next, path)?)
+}
+
+/// Waits until `/readyz` answers 200 with these words.
+async fn readyz_says(daemon: &Daemon, words: &str) -> lab::Result {
+    eventually(&format!("/readyz says {words:?}"), PATIENCE, || async {
+        let (status, body) = daemon.admin_get("/readyz").await?;
+        Ok((status == 200 && body.contains(words)).then_some(()))
+    })
+    .await
 }
 
 #[tokio::test]
@@ -52,6 +61,8 @@ async fn a_changed_secret_id_is_tried_and_its_uses_are_not_used_up() -> lab::Res
     assert!(said.contains("invalid role or secret ID"), "{said}");
     assert_eq!(daemon.kms().v1().decrypt(&cipher).await?, DEK);
     daemon.wait_ready(PATIENCE).await?;
+    let said = "[+] cluster default: has a token, but the next login fails: AppRole login refused";
+    readyz_says(&daemon, said).await?;
 
     // One for three logins: none of them is spent.
     let limited = json!({ "num_uses": 3 });
@@ -65,6 +76,7 @@ async fn a_changed_secret_id_is_tried_and_its_uses_are_not_used_up() -> lab::Res
     replace(&file, &admin.new_secret_id("kms").await?)?;
     daemon.wait_for_log("A rehearsed login works again.", PATIENCE).await?;
     assert_eq!(bao.count_requests(LOGIN), logins + 1);
+    readyz_says(&daemon, "[+] cluster default: has a token\n").await?;
     assert_eq!(bao.count_requests(REVOKE), revoked + 1);
     let good = "vault_kms_proxy_logins_rehearsed_total";
     assert!(daemon.metric(good, "result=\"ok\"").await? >= 1.0);

@@ -9,7 +9,8 @@ use clap::Args;
 use super::{EXIT_USAGE, complain, environment, fail, install_crypto_provider, runtime};
 use crate::clock::Deadline;
 use crate::config::load::{self, FileForm, Flags, Sources};
-use crate::daemon;
+use crate::daemon::{self, Start};
+use crate::listener::inherited;
 use crate::telemetry::{self, Telemetry};
 
 /// How long traces may take to leave when the daemon stops.
@@ -103,6 +104,11 @@ impl Serve {
 
 /// Runs the daemon until it is told to stop.
 pub fn run(serve: Serve) -> ExitCode {
+    // Before anything else opens a file or starts a thread.
+    let inherited = match inherited::take() {
+        Ok(inherited) => inherited,
+        Err(error) => return fail(&error),
+    };
     let sources = serve.sources();
     let loaded = match load::load(&sources) {
         Ok(loaded) => loaded,
@@ -126,7 +132,7 @@ pub fn run(serve: Serve) -> ExitCode {
         for warning in &loaded.warnings {
             tracing::warn!("{}", warning.one_line());
         }
-        let end = daemon::run(loaded, sources, &telemetry).await;
+        let end = daemon::run(Start { loaded, sources, inherited }, &telemetry).await;
         finish(end, telemetry).await
     });
     runtime.shutdown_timeout(THREADS_TIMEOUT);

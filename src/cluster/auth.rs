@@ -13,6 +13,7 @@ mod token_file;
 mod userpass;
 
 use std::fmt;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,11 +21,11 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use secrecy::{ExposeSecret as _, SecretString};
 use sha2::{Digest as _, Sha256};
-use tokio::io::AsyncReadExt as _;
 use zeroize::Zeroizing;
 
 use super::authenticate::Link;
 use super::{CallError, Operation, Transport, Verb, path, words};
+use crate::blocking;
 use crate::config::settings::{AuthSettings, ClusterSettings, SecretSource};
 
 /// Longest file that is read for a secret.
@@ -59,10 +60,11 @@ pub(crate) trait Method: fmt::Debug + Send + Sync + 'static {
     /// The files that it reads.
     fn files(&self) -> Vec<&Path>;
 
-    /// What tells its logins from those of other settings (mount, role), for whoever keeps
-    /// a token and must not offer it where it does not belong. No secret.
-    fn identity(&self) -> String {
-        self.name().to_owned()
+    /// What tells its logins from those of other settings (mount, role) now, for whoever
+    /// keeps a token and must not offer it where it does not belong. To be shown as a digest
+    /// only: a role id may be in it.
+    fn identity(&self) -> BoxFuture<'_, Result<String, AuthError>> {
+        Box::pin(std::future::ready(Ok(self.name().to_owned())))
     }
 
     /// Whether a login may be made only to see that it works. `role` is what Vault called
@@ -255,22 +257,11 @@ pub(crate) async fn fingerprint(files: &[&Path]) -> Fingerprint {
 /// Reads a file that holds one secret; white space at its ends is cut.
 async fn read_secret(path: &Path) -> Result<SecretString, AuthError> {
     let wrong = |why: String| AuthError::File { path: path.to_owned(), why };
-    let read = async {
-        let file = tokio::fs::metadata(path).await?;
-        if !file.is_file() {
-            return Err(std::io::Error::other("it is not a regular file"));
-        }
-        // As large as it gets, so that no smaller copy is left behind by growing.
-        let room = usize::try_from(file.len().min(LONGEST_SECRET)).unwrap_or_default() + 64;
-        let mut bytes = Zeroizing::new(Vec::with_capacity(room));
-        let mut limited = tokio::fs::File::open(path).await?.take(LONGEST_SECRET + 1);
-        limited.read_to_end(&mut bytes).await?;
-        Ok(bytes)
-    };
-    let bytes = match tokio::time::timeout(READ_TIMEOUT, read).await {
+    let file = path.to_owned();
+    let bytes = match blocking::at(path, READ_TIMEOUT, move || read_bytes(&file)).await {
         Ok(Ok(bytes)) => bytes,
         Ok(Err(error)) => return Err(wrong(format!("cannot read it: {error}"))),
-        Err(_) => return Err(wrong("cannot read it: no answer from its file system".to_owned())),
+        Err(why) => return Err(wrong(format!("cannot read it: {why}"))),
     };
     if bytes.len() as u64 > LONGEST_SECRET {
         return Err(wrong("too long for a secret".to_owned()));
@@ -280,6 +271,19 @@ async fn read_secret(path: &Path) -> Result<SecretString, AuthError> {
         Ok(text) => Ok(SecretString::from(text)),
         Err(_) => Err(wrong("it is not text".to_owned())),
     }
+}
+
+/// The first bytes of the file, one more than a secret may have. It blocks.
+fn read_bytes(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
+    let facts = std::fs::metadata(path)?;
+    if !facts.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    // As large as it gets, so that no smaller copy is left behind by growing.
+    let room = usize::try_from(facts.len().min(LONGEST_SECRET)).unwrap_or_default() + 64;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(room));
+    std::fs::File::open(path)?.take(LONGEST_SECRET + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The secret of `source` now.

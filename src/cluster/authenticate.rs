@@ -34,7 +34,7 @@ const WHILE_FRESH: [Duration; 4] = [
 pub(super) struct Link {
     name: ClusterName,
     namespace: Option<String>,
-    addresses: String,
+    addresses: Vec<String>,
     transport: Arc<dyn Transport>,
     clock: Arc<VaultClock>,
 }
@@ -90,11 +90,10 @@ impl Link {
         clock: &Arc<VaultClock>,
     ) -> Self {
         let names = settings.addresses.iter().map(AddressName::of);
-        let addresses: Vec<_> = names.map(|name| name.to_string()).collect();
         Self {
             name: settings.name.clone(),
             namespace: settings.auth_namespace.clone(),
-            addresses: addresses.join(", "),
+            addresses: names.map(|name| name.to_string()).collect(),
             transport: Arc::clone(transport),
             clock: Arc::clone(clock),
         }
@@ -104,10 +103,17 @@ impl Link {
         &self.name
     }
 
+    /// The names of the configured addresses.
+    pub(super) fn addresses(&self) -> &[String] {
+        &self.addresses
+    }
+
     /// Why there is no answer yet, as far as is known.
     pub(super) fn silence(&self) -> String {
         match self.transport.faults() {
-            faults if faults.is_empty() => format!("{} has not answered yet", self.addresses),
+            faults if faults.is_empty() => {
+                format!("{} has not answered yet", self.addresses.join(", "))
+            }
             faults => faults,
         }
     }

@@ -20,7 +20,7 @@ use tower::{Layer, Service};
 
 use super::budget::Budget;
 use super::error::{AttemptError, Fault};
-use super::operation::{AddressSet, Answer, Attempt, AttemptReason, Fate};
+use super::operation::{AddressSet, Answer, Attempt, AttemptReason};
 use super::pool::{InFlight, Landed, NoAddress};
 use crate::config::settings::ClusterName;
 use crate::telemetry::metrics::{self, Metric};
@@ -314,16 +314,13 @@ where
     /// Sends a hedge to an address outside `tried`, if one can take it.
     async fn ask_beside(&mut self, tried: AddressSet) -> bool {
         let attempt = Attempt {
-            call: self.first.call.clone(),
             number: self.first.number + self.sent,
             reason: AttemptReason::Hedge,
             tried,
-            is_over_budget: false,
             is_second_opinion: self.opinion_at.is_some(),
             hand_on: self.first.hand_on,
-            index: None,
             needs_active: self.first.needs_active,
-            fate: Fate::default(),
+            ..Attempt::first(self.first.call.clone())
         };
         let Ok(flight) = self.pool.call(attempt).await else { return false };
         let labels = [KeyValue::new("cluster", self.shared.cluster.as_str().to_owned())];

@@ -22,18 +22,15 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::task::{Context, Poll};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
 use http::{HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
-use tower::{Layer, Service};
 
 use super::error::{AttemptError, Fault};
 use super::operation::{AddressIndex, Answer, Attempt};
+use super::step::{Ended, Step};
 
 /// Carries how far a node's storage has come, both ways.
 pub(super) const X_VAULT_INDEX: HeaderName = HeaderName::from_static("x-vault-index");
@@ -72,18 +69,12 @@ struct Index {
     value: String,
 }
 
-/// Makes [`IndexService`]s for one address.
+/// Keeps the indices of one address's answers, and sends one with the attempts that ask
+/// for it.
 #[derive(Clone)]
-pub struct IndexLayer {
+pub struct HandOn {
     hands_on: HandsOn,
     address: AddressIndex,
-}
-
-/// Keeps the indices of answers, and sends one with the attempts that ask for it.
-#[derive(Clone)]
-pub struct IndexService<S> {
-    inner: S,
-    layer: IndexLayer,
 }
 
 // === impl HandsOn ===
@@ -153,9 +144,9 @@ impl Index {
     }
 }
 
-// === impl IndexLayer ===
+// === impl HandOn ===
 
-impl IndexLayer {
+impl HandOn {
     /// For attempts at `address`, which `hands_on` is about.
     pub fn new(hands_on: HandsOn, address: AddressIndex) -> Self {
         Self { hands_on, address }
@@ -169,60 +160,39 @@ impl IndexLayer {
     }
 }
 
-impl<S> Layer<S> for IndexLayer {
-    type Service = IndexService<S>;
+impl Step for HandOn {
+    /// Whether an index was sent.
+    type Note = bool;
 
-    fn layer(&self, inner: S) -> IndexService<S> {
-        IndexService { inner, layer: self.clone() }
-    }
-}
-
-// === impl IndexService ===
-
-impl<S> Service<Attempt> for IndexService<S>
-where
-    S: Service<Attempt, Response = Answer, Error = AttemptError>,
-    S::Future: Send + 'static,
-{
-    type Response = Answer;
-    type Error = AttemptError;
-    type Future = BoxFuture<'static, Result<Answer, AttemptError>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), AttemptError>> {
-        self.inner.poll_ready(cx)
+    fn going(&self, attempt: &mut Attempt) -> bool {
+        let is_asked = attempt.hand_on.contains(self.address);
+        attempt.index = is_asked.then(|| self.hands_on.header()).flatten();
+        attempt.index.is_some()
     }
 
-    fn call(&mut self, mut attempt: Attempt) -> Self::Future {
-        let layer = self.layer.clone();
-        let is_asked = attempt.hand_on.contains(layer.address);
-        attempt.index = is_asked.then(|| layer.hands_on.header()).flatten();
-        let was_sent = attempt.index.is_some();
-        let answering = self.inner.call(attempt);
-        async move {
-            let mut result = answering.await;
-            match &mut result {
-                Ok(answer) => layer.learn(answer),
-                Err(AttemptError { fault, .. }) if was_sent => match fault {
-                    Fault::Stale { by_active, .. } => *by_active = true,
-                    // It did not get as far as the question.
-                    Fault::Elsewhere { status: 400, .. } => layer.hands_on.refuse(),
-                    _ => {}
-                },
-                Err(_) => {}
-            }
-            result
+    fn ended(&self, was_sent: bool, mut result: Ended) -> Ended {
+        match &mut result {
+            Ok(answer) => self.learn(answer),
+            Err(AttemptError { fault, .. }) if was_sent => match fault {
+                Fault::Stale { by_active, .. } => *by_active = true,
+                // It did not get as far as the question.
+                Fault::Elsewhere { status: 400, .. } => self.hands_on.refuse(),
+                _ => {}
+            },
+            Err(_) => {}
         }
-        .boxed()
+        result
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tower::ServiceExt as _;
+    use tower::{Layer as _, ServiceExt as _};
 
     use super::*;
     use crate::cluster::operation::{AddressSet, Elsewhere};
     use crate::cluster::stack::testing::{answer, attempt, name};
+    use crate::cluster::step::StepLayer;
 
     const CLUSTER: &str = "f431928e-8a16-3868-19f0-95048a03b379";
 
@@ -237,7 +207,7 @@ mod tests {
 
     /// One attempt at an address that answers so: what was sent, and what came of it.
     async fn ask(
-        layer: &IndexLayer,
+        step: &HandOn,
         is_asked: bool,
         result: Result<Answer, Fault>,
     ) -> (Option<HeaderValue>, Result<Answer, Fault>) {
@@ -255,12 +225,12 @@ mod tests {
         if is_asked {
             attempt.hand_on = AddressSet::default().with(AddressIndex(0));
         }
-        let result = layer.layer(inner).oneshot(attempt).await;
+        let result = StepLayer(step.clone()).layer(inner).oneshot(attempt).await;
         (seen.recv().unwrap(), result.map_err(|error| error.fault))
     }
 
-    fn layer() -> IndexLayer {
-        IndexLayer::new(HandsOn::default(), AddressIndex(0))
+    fn step() -> HandOn {
+        HandOn::new(HandsOn::default(), AddressIndex(0))
     }
 
     fn answering(index: &str) -> Answer {
@@ -279,18 +249,18 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_sent_lies_beyond_what_any_node_has_reached() {
-        let layer = layer();
-        let _ = ask(&layer, false, Ok(answering(&told("40")))).await;
-        let (sent, result) = ask(&layer, true, Err(stale())).await;
+        let step = step();
+        let _ = ask(&step, false, Ok(answering(&told("40")))).await;
+        let (sent, result) = ask(&step, true, Err(stale())).await;
         assert_eq!(sent.unwrap(), header(&told("9223372036854775807")));
         assert!(is_by_active(&result), "{result:?}");
     }
 
     #[tokio::test]
     async fn nothing_is_sent_to_whoever_is_not_to_hand_on() {
-        let layer = layer();
-        let _ = ask(&layer, false, Ok(answering(&told("40")))).await;
-        let (sent, result) = ask(&layer, false, Err(stale())).await;
+        let step = step();
+        let _ = ask(&step, false, Ok(answering(&told("40")))).await;
+        let (sent, result) = ask(&step, false, Err(stale())).await;
         assert_eq!(sent, None);
         assert!(!is_by_active(&result), "{result:?}");
     }
@@ -302,30 +272,30 @@ mod tests {
         let no_number = STANDARD.encode(r#"{"cluster":"c","value":"0/16B3748"}"#);
         let long = STANDARD.encode(format!(r#"{{"cluster":"{}","value":"1"}}"#, "c".repeat(4_096)));
         for text in ["", "%%", "c:40", &vaults, &unknown_field, &no_number, &long] {
-            let layer = layer();
-            let _ = ask(&layer, false, Ok(answering(text))).await;
-            let (sent, result) = ask(&layer, true, Err(stale())).await;
+            let step = step();
+            let _ = ask(&step, false, Ok(answering(text))).await;
+            let (sent, result) = ask(&step, true, Err(stale())).await;
             assert_eq!(sent, None, "{text}");
             assert!(!is_by_active(&result), "{text}: {result:?}");
-            assert!(!layer.hands_on.is_certain());
+            assert!(!step.hands_on.is_certain());
         }
     }
 
     #[tokio::test]
     async fn an_index_follows_its_address_to_another_cluster() {
-        let layer = layer();
+        let step = step();
         let _ =
-            ask(&layer, false, Ok(answering(&STANDARD.encode(r#"{"cluster":"c","value":"7"}"#))))
+            ask(&step, false, Ok(answering(&STANDARD.encode(r#"{"cluster":"c","value":"7"}"#))))
                 .await;
-        let _ = ask(&layer, false, Ok(answering(&told("3")))).await;
-        let (sent, _) = ask(&layer, true, Err(stale())).await;
+        let _ = ask(&step, false, Ok(answering(&told("3")))).await;
+        let (sent, _) = ask(&step, true, Err(stale())).await;
         assert_eq!(Index::read(&sent.unwrap()).unwrap().cluster, CLUSTER);
     }
 
     #[tokio::test]
     async fn an_address_that_refuses_an_index_is_not_sent_another() {
-        let layer = layer();
-        let _ = ask(&layer, false, Ok(answering(&told("40")))).await;
+        let step = step();
+        let _ = ask(&step, false, Ok(answering(&told("40")))).await;
         let verdict = Elsewhere {
             reason: "no index",
             at_fault: false,
@@ -334,13 +304,13 @@ mod tests {
             again_after: None,
         };
         let refused = || Err(Fault::Elsewhere { status: 400, verdict: verdict.clone() });
-        let _ = ask(&layer, false, refused()).await;
-        assert!(layer.hands_on.is_certain(), "nothing was sent, so it was not about that");
-        let _ = ask(&layer, true, refused()).await;
-        let _ = ask(&layer, false, Ok(answering(&told("41")))).await;
-        let (sent, result) = ask(&layer, true, Err(stale())).await;
+        let _ = ask(&step, false, refused()).await;
+        assert!(step.hands_on.is_certain(), "nothing was sent, so it was not about that");
+        let _ = ask(&step, true, refused()).await;
+        let _ = ask(&step, false, Ok(answering(&told("41")))).await;
+        let (sent, result) = ask(&step, true, Err(stale())).await;
         assert_eq!(sent, None);
         assert!(!is_by_active(&result), "{result:?}");
-        assert!(!layer.hands_on.is_certain());
+        assert!(!step.hands_on.is_certain());
     }
 }

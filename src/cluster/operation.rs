@@ -247,6 +247,24 @@ impl fmt::Debug for Call {
     }
 }
 
+impl Attempt {
+    /// The first attempt of `call`, at whatever address. Later ones differ from it.
+    pub fn first(call: Call) -> Self {
+        Self {
+            call,
+            number: 1,
+            reason: AttemptReason::First,
+            tried: AddressSet::default(),
+            is_over_budget: false,
+            is_second_opinion: false,
+            hand_on: AddressSet::default(),
+            index: None,
+            needs_active: false,
+            fate: Fate::default(),
+        }
+    }
+}
+
 impl fmt::Debug for Attempt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {

@@ -71,8 +71,10 @@ struct Prober<S> {
 /// What a prober remembers from one probe to the next.
 #[derive(Default)]
 struct Memory {
-    /// Probes one after another that were bad, or wanted at once.
+    /// Probes one after another that were bad, or wanted at once, since the breaker was
+    /// last closed or opened.
     hasty: u32,
+    was_closed: bool,
     /// Probes one after another that had no answer in time.
     silent: u32,
     is_clock_wrong: bool,
@@ -166,7 +168,7 @@ where
 
     async fn run(self: Arc<Self>, policy: ProbePolicy) {
         self.watch.show_role(&self.address); // one that never changes must show too
-        let mut memory = Memory::default();
+        let mut memory = Memory { was_closed: self.is_closed(), ..Memory::default() };
         loop {
             let began = Instant::now();
             let is_in_hurry = !self.is_closed() && memory.silent % 2 == 0;
@@ -175,7 +177,7 @@ where
             memory.silent = if found == Found::Silence { memory.silent + 1 } else { 0 };
             let is_good = found == Found::Good;
             memory.hasty += u32::from(!is_good);
-            let was_wanted = self.rest(&policy, began, is_good, memory.hasty).await;
+            let was_wanted = self.rest(&policy, began, is_good, &mut memory).await;
             memory.hasty = match (is_good, was_wanted) {
                 (true, false) => 0,
                 (true, true) => memory.hasty + 1,
@@ -187,7 +189,7 @@ where
     /// One probe, and everything that follows from it.
     async fn look(&self, patience: Duration, memory: &mut Memory) -> Found {
         let began = Instant::now();
-        let answer = self.transport.clone().oneshot(probe(patience)).await;
+        let answer = self.transport.clone().oneshot(question(patience)).await;
         let took = began.elapsed();
         let found = match answer.map(|answer| health::read(&answer)) {
             Ok(Ok(health)) => return self.take(&health, took, memory),
@@ -252,42 +254,53 @@ where
         self.breaker.phase() == BreakerPhase::Closed
     }
 
-    /// Waits until the next probe is due; whether it was wanted before its time.
-    async fn rest(&self, policy: &ProbePolicy, began: Instant, is_good: bool, hasty: u32) -> bool {
+    /// Waits until the next probe is due; whether it was wanted before its time. What the
+    /// breaker does meanwhile counts at once: the address is another one then, and what has
+    /// been asked of it too often does not hold up the first look at it.
+    async fn rest(
+        &self,
+        policy: &ProbePolicy,
+        began: Instant,
+        is_good: bool,
+        memory: &mut Memory,
+    ) -> bool {
         let factor = self.watch.jitter().around(Duration::from_secs(1)).as_secs_f64();
-        let after = |span: Duration| began + span.mul_f64(factor);
-        let timer = async {
-            loop {
-                let resumed = self.watch.resumed();
-                tokio::pin!(resumed);
-                resumed.as_mut().enable(); // before the look, so that no call slips between
-                let due = after(match (is_good && self.is_closed(), self.watch.is_busy()) {
-                    (true, true) => policy.busy,
-                    (true, false) => policy.idle,
-                    (false, is_busy) => policy.spacing(hasty, is_busy),
-                });
-                if due <= Instant::now() {
-                    return;
-                }
-                tokio::select! {
-                    () = sleep_until(due) => {}
-                    () = resumed => {}
-                }
+        let mut is_wanted = false;
+        loop {
+            let (resumed, changed) = (self.watch.resumed(), self.breaker.changed());
+            tokio::pin!(resumed, changed);
+            // before the look, so that nothing slips between
+            resumed.as_mut().enable();
+            changed.as_mut().enable();
+            memory.heed(self.is_closed());
+            let (is_sound, is_busy) = (is_good && memory.was_closed, self.watch.is_busy());
+            let span = match (is_sound && !is_wanted, is_busy) {
+                (true, true) => policy.busy,
+                (true, false) => policy.idle,
+                (false, _) => policy.spacing(memory.hasty, is_busy && !is_sound),
+            };
+            let due = began + span.mul_f64(factor);
+            if due <= Instant::now() {
+                return is_wanted;
             }
-        };
-        let wanted = async {
             tokio::select! {
-                () = self.breaker.probe_wanted() => {}
-                () = self.address.role.doubted() => {}
+                () = sleep_until(due) => {}
+                () = resumed => {}
+                () = changed => {}
+                () = self.breaker.probe_wanted(), if !is_wanted => is_wanted = true,
+                () = self.address.role.doubted(), if !is_wanted => is_wanted = true,
             }
-        };
-        tokio::select! {
-            () = timer => false,
-            () = wanted => {
-                let is_needed = !(is_good && self.is_closed()) && self.watch.is_busy();
-                sleep_until(after(policy.spacing(hasty, is_needed))).await;
-                true
-            }
+        }
+    }
+}
+
+// === impl Memory ===
+
+impl Memory {
+    /// The breaker is closed, or not. When it was otherwise, all begins anew.
+    fn heed(&mut self, is_closed: bool) {
+        if self.was_closed != is_closed {
+            (self.was_closed, self.hasty) = (is_closed, 0);
         }
     }
 }
@@ -298,11 +311,12 @@ pub(super) async fn role_of<S>(transport: S, patience: Duration) -> Role
 where
     S: Service<Attempt, Response = Answer, Error = AttemptError>,
 {
-    let answer = transport.oneshot(probe(patience)).await.ok();
+    let answer = transport.oneshot(question(patience)).await.ok();
     answer.and_then(|answer| health::read(&answer).ok()).map_or(Role::Unknown, |h| h.role)
 }
 
-fn probe(patience: Duration) -> Attempt {
+/// `sys/health`, as one attempt.
+pub(super) fn question(patience: Duration) -> Attempt {
     // A namespace header would make it a bad request, and it needs no token.
     let operation = Operation {
         verb: Verb::Health,

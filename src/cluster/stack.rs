@@ -8,31 +8,32 @@ use futures_util::future::join_all;
 use http::Uri;
 use tokio::sync::watch;
 use tower::util::BoxCloneSyncService;
-use tower::{ServiceBuilder, ServiceExt as _};
+use tower::{Layer as _, ServiceBuilder, ServiceExt as _};
 
 use super::address::{Address, AddressStatus};
 use super::breaker::{BreakerPolicy, BreakerState};
-use super::classify::JudgeLayer;
+use super::classify::Judge;
 use super::error::{AttemptError, CallError};
 use super::hedge::{HedgeLayer, RecentLatency};
 use super::http::Http;
-use super::index::IndexLayer;
-use super::operation::{
-    AddressIndex, AddressName, AddressSet, Answer, Attempt, AttemptReason, Call, Classify, Fate,
-    MAX_ADDRESSES,
-};
+use super::index::HandOn;
+use super::operation::{AddressIndex, AddressName, Answer, Attempt, Call, Classify, MAX_ADDRESSES};
 use super::pool::members::{Members, Site};
 use super::pool::{Endpoint, Pool};
 use super::probe::{ProbePolicy, Watch, probe_all};
-use super::resolve::first::{self, Doubtful, First, Unknown};
+use super::resolve::first::{self, First, Unknown};
 use super::resolve::follow::{self, Name};
 use super::resolve::{Doubt, Kind, Names, Resolver};
 use super::retry::RetryLayer;
+use super::step::StepLayer;
 use super::tls::LoadedTls;
-use super::trace::TraceLayer;
+use super::tls::trial::Ask;
+use super::trace::Trace;
 use crate::clock::{Deadline, Jitter, VaultClock};
 use crate::config::settings::{ClusterName, ClusterSettings};
 use crate::task::OwnedTask;
+
+mod trial;
 
 type ToOneAddress = BoxCloneSyncService<Attempt, Answer, AttemptError>;
 
@@ -166,11 +167,11 @@ impl Stack {
             // one type for addresses of every kind; the breaker above it is the pool's
             .layer(ToOneAddress::layer())
             // tells what the answer meant, so it stands over the judge
-            .layer(TraceLayer::new(cluster.clone(), address.clone(), breaker.clone()))
+            .layer(StepLayer(Trace::new(cluster.clone(), address.clone(), breaker.clone())))
             // what a judge takes for stale may be the active node's word
-            .layer(IndexLayer::new(address.hands_on.clone(), address.index))
+            .layer(StepLayer(HandOn::new(address.hands_on.clone(), address.index)))
             // an answer may mean that the address is unfit, so it becomes a fault here
-            .layer(JudgeLayer::new(Arc::clone(classify), address.index))
+            .layer(StepLayer(Judge::new(Arc::clone(classify), address.index)))
             .service(transport.clone());
         Endpoint { address, breaker, service, transport: ToOneAddress::new(transport) }
     }
@@ -228,19 +229,12 @@ impl Stack {
             index,
             fault: super::error::Fault::Unsendable("there is no address of that number"),
         })?;
-        let attempt = Attempt {
-            call,
-            number: 1,
-            reason: AttemptReason::First,
-            tried: AddressSet::default(),
-            is_over_budget: false,
-            is_second_opinion: false,
-            hand_on: AddressSet::default(),
-            index: None,
-            needs_active: false,
-            fate: Fate::default(),
-        };
-        endpoint.service.clone().oneshot(attempt).await
+        endpoint.service.clone().oneshot(Attempt::first(call)).await
+    }
+
+    /// What tries another TLS configuration at the addresses of this.
+    pub fn trial(&self) -> Arc<dyn Ask> {
+        Arc::new(trial::Trial(self.members.clone()))
     }
 
     /// Vault's wall clock, as its nodes tell it.
@@ -290,7 +284,7 @@ impl Maker {
                 Stack::endpoint(cluster, address, unknown, classify, jitter)
             }
             (Some((doubt, _)), Some(_)) => {
-                let http = Doubtful::new(Http::new(address.clone(), tls), doubt.clone());
+                let http = StepLayer(doubt.clone()).layer(Http::new(address.clone(), tls));
                 Stack::endpoint(cluster, address, http, classify, jitter)
             }
             (None, _) => {

@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::config::settings::TlsSettings;
 
+pub mod trial;
 pub mod watch;
 
 /// A CA bundle or a client certificate is a few kilobytes; a file above this is another
@@ -109,18 +110,24 @@ impl LoadedTls {
         Ok(Self(Arc::new(ArcSwap::from_pointee(snapshot))))
     }
 
-    /// Reads them again. When they hold something else, and it can be used, that holds from
-    /// now on; answers whether it does. It blocks as [`Self::read`] does.
-    ///
-    /// # Errors
-    /// As [`Self::read`]; what was read before stays.
-    pub fn read_again(&self, settings: &TlsSettings) -> Result<bool, TlsError> {
+    /// What never changes.
+    pub(super) fn fixed(snapshot: Arc<TlsSnapshot>) -> Self {
+        Self(Arc::new(ArcSwap::new(snapshot)))
+    }
+
+    /// What the files hold now; `None` when that is what was read last. It blocks as
+    /// [`Self::read`] does.
+    fn changed(&self, settings: &TlsSettings) -> Result<Option<TlsSnapshot>, TlsError> {
         let read = FileBytes::read(settings)?;
         if read == self.snapshot().read {
-            return Ok(false);
+            return Ok(None);
         }
-        self.0.store(Arc::new(TlsSnapshot::of(settings, read)?));
-        Ok(true)
+        TlsSnapshot::of(settings, read).map(Some)
+    }
+
+    /// Uses `next` from now on.
+    fn adopt(&self, next: Arc<TlsSnapshot>) {
+        self.0.store(next);
     }
 
     /// What was read last.
@@ -151,6 +158,25 @@ impl fmt::Debug for LoadedTls {
 // === impl TlsSnapshot ===
 
 impl TlsSnapshot {
+    /// The files of `settings` that are others than in `before`.
+    fn files_changed_since(&self, before: &Self, settings: &TlsSettings) -> Vec<PathBuf> {
+        let is_other = |f: fn(&FileBytes) -> Option<&[u8]>| f(&self.read) != f(&before.read);
+        let mut files = Vec::new();
+        if is_other(|read| read.ca.as_deref()) {
+            files.extend(settings.ca_file.clone());
+        }
+        if let Some(identity) = &settings.client {
+            if is_other(|read| read.client.as_ref().map(|(cert, _)| cert.as_slice())) {
+                files.push(identity.cert_file.clone());
+            }
+            if is_other(|read| read.client.as_ref().map(|(_, key)| key.as_slice())) {
+                files.push(identity.key_file.clone());
+            }
+        }
+        files.dedup();
+        files
+    }
+
     fn of(settings: &TlsSettings, read: FileBytes) -> Result<Self, TlsError> {
         let roots = match (&settings.ca_file, &read.ca) {
             (Some(path), Some(pem)) => authorities(path, pem)?,

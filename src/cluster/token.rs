@@ -124,7 +124,7 @@ pub(super) fn keep(
     link: Link,
     jitter: Arc<Jitter>,
 ) -> (TokenHandle, OwnedTask) {
-    let cache = TokenCache::of(settings, &method.identity());
+    let cache = TokenCache::of(settings);
     let cache = cache.filter(|_| method.source() == Source::Login);
     let (publish, current) = watch::channel(Current::default());
     let (reports, reported) = watch::channel(Report::default());

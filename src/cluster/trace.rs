@@ -3,20 +3,17 @@
 //! It stands over `classify`, so that both tell what the answer meant and not only its
 //! status. No token and no body comes near a span.
 
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
 use opentelemetry::KeyValue;
 use tokio::time::Instant;
-use tower::{Layer, Service};
-use tracing::{Instrument as _, Span, field, info_span};
+use tracing::{Span, field, info_span};
 
 use super::address::Address;
 use super::breaker::BreakerState;
 use super::error::{AttemptError, Fault};
-use super::operation::{Answer, Attempt};
+use super::operation::{Answer, Attempt, AttemptReason, Verb};
+use super::step::{Ended, Step};
 use crate::config::settings::ClusterName;
 use crate::telemetry::metrics::{self, Metric};
 
@@ -24,30 +21,33 @@ use crate::telemetry::metrics::{self, Metric};
 /// takes longer than any answer of a sound Vault, so that those come first for a while.
 const FAULT_COST: Duration = Duration::from_millis(250);
 
-/// Makes [`Trace`]s for one address.
+/// Wraps each attempt at one address in a span, measures it, and keeps the address's
+/// latency.
 #[derive(Clone, Debug)]
-pub struct TraceLayer {
+pub struct Trace {
     cluster: ClusterName,
     address: Address,
     breaker: BreakerState,
 }
 
-/// Wraps each attempt in a span, measures it, and keeps the address's latency.
-#[derive(Clone, Debug)]
-pub struct Trace<S> {
-    inner: S,
-    layer: TraceLayer,
+/// An attempt under way.
+#[derive(Debug)]
+pub struct Traced {
+    span: Span,
+    verb: Verb,
+    reason: AttemptReason,
+    began: Instant,
 }
 
-// === impl TraceLayer ===
+// === impl Trace ===
 
-impl TraceLayer {
+impl Trace {
     /// Attempts at `address` of `cluster`, whose breaker is `breaker`.
     pub fn new(cluster: ClusterName, address: Address, breaker: BreakerState) -> Self {
         Self { cluster, address, breaker }
     }
 
-    fn span(&self, attempt: &Attempt) -> Span {
+    fn make_span(&self, attempt: &Attempt) -> Span {
         let operation = &attempt.call.operation;
         info_span!(
             "vault.attempt",
@@ -79,13 +79,8 @@ impl TraceLayer {
         self.address.role.doubt();
     }
 
-    fn finish(
-        &self,
-        span: &Span,
-        labels: (&'static str, &'static str),
-        result: &Result<Answer, AttemptError>,
-        began: Instant,
-    ) {
+    fn finish(&self, traced: &Traced, result: &Ended) {
+        let Traced { span, verb, reason, began } = traced;
         let took = began.elapsed();
         let outcome = match result {
             Ok(_) => "answer",
@@ -116,56 +111,35 @@ impl TraceLayer {
                 }
             }
         }
-        let (verb, reason) = labels;
         metrics::record(
             Metric::AttemptDuration,
             took.as_secs_f64(),
             &[
                 KeyValue::new("cluster", self.cluster.as_str().to_owned()),
                 KeyValue::new("server.address", self.address.name.as_str().to_owned()),
-                KeyValue::new("verb", verb),
-                KeyValue::new("reason", reason),
+                KeyValue::new("verb", verb.as_str()),
+                KeyValue::new("reason", reason.as_str()),
                 KeyValue::new("outcome", outcome),
             ],
         );
     }
 }
 
-impl<S> Layer<S> for TraceLayer {
-    type Service = Trace<S>;
+impl Step for Trace {
+    type Note = Traced;
 
-    fn layer(&self, inner: S) -> Trace<S> {
-        Trace { inner, layer: self.clone() }
-    }
-}
-
-// === impl Trace ===
-
-impl<S> Service<Attempt> for Trace<S>
-where
-    S: Service<Attempt, Response = Answer, Error = AttemptError>,
-    S::Future: Send + 'static,
-{
-    type Response = Answer;
-    type Error = AttemptError;
-    type Future = BoxFuture<'static, Result<Answer, AttemptError>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), AttemptError>> {
-        self.inner.poll_ready(cx)
+    fn going(&self, attempt: &mut Attempt) -> Traced {
+        let (verb, reason) = (attempt.call.operation.verb, attempt.reason);
+        Traced { span: self.make_span(attempt), verb, reason, began: Instant::now() }
     }
 
-    fn call(&mut self, attempt: Attempt) -> Self::Future {
-        let layer = self.layer.clone();
-        let span = layer.span(&attempt);
-        let labels = (attempt.call.operation.verb.as_str(), attempt.reason.as_str());
-        let answering = span.in_scope(|| self.inner.call(attempt)).instrument(span.clone());
-        async move {
-            let began = Instant::now();
-            let result = answering.await;
-            layer.finish(&span, labels, &result, began);
-            result
-        }
-        .boxed()
+    fn ended(&self, traced: Traced, result: Ended) -> Ended {
+        self.finish(&traced, &result);
+        result
+    }
+
+    fn span(traced: &Traced) -> Span {
+        traced.span.clone()
     }
 }
 
@@ -190,7 +164,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::sync::{Arc, Mutex};
 
-    use tower::ServiceExt as _;
+    use tower::{Layer as _, ServiceExt as _};
     use tracing::field::{Field, Visit};
     use tracing_subscriber::layer::{Context as LayerContext, SubscriberExt as _};
 
@@ -199,6 +173,7 @@ mod tests {
     use crate::cluster::breaker::BreakerPolicy;
     use crate::cluster::operation::AddressIndex;
     use crate::cluster::stack::testing::{answer, attempt, sealed};
+    use crate::cluster::step::StepLayer;
 
     /// Keeps every field of every span, as a collector would get it.
     #[derive(Clone, Default)]
@@ -239,7 +214,7 @@ mod tests {
         let cluster = ClusterName::try_new("test").unwrap();
         let (policy, jitter) = (BreakerPolicy::default(), Arc::new(Jitter::off()));
         let breaker = BreakerState::new(cluster.clone(), address.name.clone(), policy, jitter);
-        let layer = TraceLayer::new(cluster, address.clone(), breaker);
+        let layer = StepLayer(Trace::new(cluster, address.clone(), breaker));
         let result = Mutex::new(Some(result));
         let inner = tower::service_fn(|_: Attempt| {
             let (index, address) = (address.index, address.name.clone());

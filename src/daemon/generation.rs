@@ -14,7 +14,7 @@ use std::sync::Arc;
 use futures_util::future;
 
 use super::identity::{KekIdentity, origin_of, same_cluster};
-use super::state::State;
+use super::state::{Memories, State};
 use crate::admin::Check;
 use crate::clock::{Deadline, Jitter, node_time};
 use crate::cluster::stack::{Stack, StackError};
@@ -25,7 +25,7 @@ use crate::config::settings::{
 };
 use crate::keyring::condition::KekCondition;
 use crate::keyring::kek::Kek;
-use crate::keyring::memory::KekMemory;
+use crate::keyring::memory::{KekMemory, Snapshot};
 use crate::keyring::{KekReadiness, Keyring, KeyringError};
 use crate::task::OwnedTask;
 use crate::transit::http_key::HttpTransitKey;
@@ -176,8 +176,9 @@ impl Generation {
                     new_keks.push(wanted.name.clone());
                     let memory = match before {
                         Some(before) => before.memory.fork(),
-                        None => remembered
-                            .of(wanted)
+                        None => previous
+                            .and_then(|p| p.known_elsewhere(&identity, wanted))
+                            .or_else(|| remembered.of(wanted))
                             .map(|snapshot| KekMemory::restored(snapshot, node_time()))
                             .unwrap_or_default(),
                     };
@@ -251,8 +252,18 @@ impl Generation {
         }
     }
 
+    /// What is known of the key that `wanted` has in another first cluster here: the order of
+    /// its clusters has changed.
+    fn known_elsewhere(&self, identity: &KekIdentity, wanted: &KekSettings) -> Option<Snapshot> {
+        let is_it = |(known, held): &(&KekIdentity, &Held)| {
+            known.names_as(identity) && held.kek.settings().epoch == wanted.epoch
+        };
+        let (_, held) = self.keks.iter().find(is_it)?;
+        Some(held.memory.snapshot().elsewhere())
+    }
+
     /// What is known of each key, for who keeps it beyond the process.
-    pub(super) fn memories(&self) -> Vec<(Arc<KekSettings>, Arc<KekMemory>)> {
+    pub(super) fn memories(&self) -> Memories {
         let keks = self.keks.values();
         keks.map(|held| (Arc::clone(held.kek.settings()), Arc::clone(&held.memory))).collect()
     }
@@ -273,14 +284,16 @@ impl Generation {
         &self.keyring
     }
 
-    /// What `/readyz` shows: whether the primary encrypts, and what is known of each KEK.
+    /// What `/readyz` shows: whether the primary encrypts, and what is known of each KEK and
+    /// of each cluster's token.
     pub fn checks(&self) -> Vec<Check> {
         let condition = self.keyring.condition();
         let ok = condition.is_ready();
         let detail = condition.status.unwrap_or_else(|error| error);
         let status = Check { name: "status".into(), ok, detail };
         let keks = condition.keks.into_iter().map(check_of);
-        std::iter::once(status).chain(keks).collect()
+        let clusters = self.clusters.values().map(|member| check_of_token(&member.cluster));
+        std::iter::once(status).chain(keks).chain(clusters).collect()
     }
 }
 
@@ -295,6 +308,20 @@ fn check_of(kek: KekCondition) -> Check {
         (None, None) => "not read yet".to_owned(),
     };
     Check { name: format!("kek {}", kek.name).into(), ok: true, detail: detail + &tiers }
+}
+
+/// What is known of a cluster's token. As with a KEK it decides about nothing; that the next
+/// login would fail is a matter of hours, and is seen here while there is time.
+fn check_of_token(cluster: &Cluster) -> Check {
+    let token = cluster.token_state();
+    let detail = match (token.has_token, &token.rehearsal_error, &token.last_error) {
+        (false, _, Some(error)) => format!("no token: {error}"),
+        (false, _, None) => "no token yet".to_owned(),
+        (true, Some(error), _) => format!("has a token, but the next login fails: {error}"),
+        (true, None, Some(error)) => format!("has a token; {error}"),
+        (true, None, None) => "has a token".to_owned(),
+    };
+    Check { name: format!("cluster {}", cluster.name()).into(), ok: true, detail }
 }
 
 fn tier_of(tier: &TierCondition) -> String {
@@ -318,8 +345,9 @@ impl Member {
         jitter: &Arc<Jitter>,
     ) -> Result<Self, StackError> {
         let stack = Stack::try_new(settings, &tls, Arc::new(TransitVerdicts), Arc::clone(jitter))?;
+        let trial = stack.trial();
         let cluster = Cluster::new(Arc::clone(settings), Arc::new(stack), Arc::clone(jitter));
-        let watch = tls.watch(&settings.tls, &settings.name).map(Arc::new);
+        let watch = tls.watch(&settings.tls, &settings.name, trial).map(Arc::new);
         Ok(Self { tls, cluster, _watch: watch })
     }
 

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwapOption;
+use tokio::sync::watch;
 
 use super::generation::Generation;
 use crate::admin::{Check, Readiness};
@@ -14,6 +15,7 @@ use crate::kms::{CurrentKeyring, NotServing};
 pub struct Generations {
     current: ArcSwapOption<Generation>,
     why_none: Mutex<String>,
+    tried: watch::Sender<bool>,
 }
 
 // === impl Generations ===
@@ -21,7 +23,7 @@ pub struct Generations {
 impl Default for Generations {
     fn default() -> Self {
         let why_none = Mutex::new("its configuration is being built".into());
-        Self { current: ArcSwapOption::empty(), why_none }
+        Self { current: ArcSwapOption::empty(), why_none, tried: watch::Sender::new(false) }
     }
 }
 
@@ -34,11 +36,19 @@ impl Generations {
     /// Puts `next` in force. Calls in flight end on the one that they began with.
     pub fn swap(&self, next: Arc<Generation>) {
         self.current.store(Some(next));
+        self.tried.send_replace(true);
+    }
+
+    /// Waits until the first one is in force, or is known not to be: then calls are told why.
+    pub async fn tried(&self) {
+        // It cannot fail: the sender is here.
+        let _ = self.tried.subscribe().wait_for(|tried| *tried).await;
     }
 
     /// Says why there is still no generation.
     pub fn explain_absence(&self, why: String) {
         *self.why_none.lock().expect("no code panics while it holds this lock") = why;
+        self.tried.send_replace(true);
     }
 
     fn absence(&self) -> String {

@@ -107,6 +107,13 @@ fn same_secret(a: &SecretString, b: &SecretString) -> bool {
 // === impl KekIdentity ===
 
 impl KekIdentity {
+    /// Whether `other` has the same key_ids: it is the same key, perhaps with another cluster
+    /// as its first one.
+    pub(super) fn names_as(&self, other: &Self) -> bool {
+        let clusters = self.clusters.clone();
+        Self { clusters, ..other.clone() } == *self
+    }
+
     pub(super) fn of(kek: &KekSettings) -> Self {
         Self {
             name: kek.name.clone(),

@@ -15,6 +15,7 @@ use opentelemetry::KeyValue;
 use tokio::sync::Notify;
 
 use super::FIRST_BUILD_RETRY;
+use super::Told;
 use super::generation::{BuildError, Generation, NotReady};
 use super::generations::Generations;
 use super::state::{State, StateKeeper};
@@ -71,10 +72,11 @@ struct Work {
     generations: Arc<Generations>,
     telemetry: Telemetry,
     jitter: Arc<Jitter>,
-    /// What an earlier process knew.
+    /// What an earlier process knew, and generations of this one.
     remembered: State,
     state: Option<StateKeeper>,
     canaries: Option<OwnedTask>,
+    told: Told,
     built: u64,
 }
 
@@ -82,11 +84,12 @@ struct Work {
 
 impl Reloader {
     /// Starts to build the first generation from `settings`.
-    pub fn start(
+    pub(super) fn start(
         sources: Sources,
         settings: Settings,
         generations: Arc<Generations>,
         telemetry: &Telemetry,
+        told: Told,
     ) -> Self {
         let requested = Arc::new(Notify::new());
         let jitter = Arc::new(Jitter::from_entropy());
@@ -104,6 +107,7 @@ impl Reloader {
             remembered,
             state,
             canaries: None,
+            told,
             built: 0,
         };
         let wake = Arc::clone(&requested);
@@ -159,17 +163,23 @@ impl Work {
     }
 
     async fn reload(&mut self) {
+        self.told.notifier.reloading();
         let result = caught(self.try_reload()).await.unwrap_or_else(|()| {
             tell_panic("reload", "the running configuration stays");
             Err(ReloadError::Panicked)
         });
         let result = match result {
-            Ok(()) => "ok",
+            Ok(()) => {
+                self.told.story.tell("");
+                "ok"
+            }
             Err(error) => {
                 tracing::error!("Reload failed; the running configuration stays: {error}");
+                self.told.story.tell(format!("The last reload failed: {error}"));
                 "failed"
             }
         };
+        self.told.notifier.ready();
         metrics::add(Metric::Reloads, 1, &[KeyValue::new("result", result)]);
     }
 
@@ -216,6 +226,10 @@ impl Work {
 
     fn put_in_force(&mut self, next: Generation) {
         self.built = next.number();
+        if let Some(running) = self.generations.current() {
+            // What it learnt of a KEK that `next` does not have is for whoever puts it back.
+            self.remembered.take_in(&running.memories());
+        }
         if let Some(state) = &self.state {
             state.follow(next.memories());
             self.canaries = Some(state.keep_canaries(next.canaries()));

@@ -43,7 +43,8 @@ const PROOFS_EVERY: Duration = Duration::from_secs(30);
 /// The least between two writes, however often something changes.
 const GAP: Duration = Duration::from_secs(1);
 
-type Memories = Vec<(Arc<KekSettings>, Arc<KekMemory>)>;
+/// KEKs, and what is known of each.
+pub(super) type Memories = Vec<(Arc<KekSettings>, Arc<KekMemory>)>;
 
 /// Keeps the file up to date with the KEKs that it is told to follow.
 #[derive(Clone, Debug)]

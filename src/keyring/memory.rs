@@ -13,7 +13,8 @@ use crate::clock::UnixSeconds;
 /// What was seen of one Transit key. It outlives reloads: the daemon keeps one for each
 /// (name, mount, namespace, Transit key, cluster) and gives it to every [`super::kek::Kek`]
 /// that is made for that key, so that a reload neither goes back to an older version nor
-/// forgets a proof. Two generations may share it for a while, as long as both see the same
+/// forgets a proof. With another first cluster the KEK begins with what
+/// [`Snapshot::elsewhere`] leaves. Two generations may share it for a while, as long as both see the same
 /// key in the same way; else the later one gets a [`Self::fork`].
 #[derive(Debug, Default)]
 pub struct KekMemory {
@@ -45,6 +46,19 @@ pub(crate) struct Remembered {
     pub(crate) proofs: Proofs,
     /// The active version that the log told of last.
     pub(crate) told: Option<KeyId>,
+}
+
+// === impl Snapshot ===
+
+impl Snapshot {
+    /// What of it holds where another cluster is the KEK's first one: which version encrypted
+    /// last, so that no key_id goes back. Whether that one is proven or lost, and how far the
+    /// key is, only the cluster itself can say.
+    #[must_use]
+    pub fn elsewhere(self) -> Self {
+        let Self { activated, active, .. } = self;
+        Self { activated, active, ..Self::default() }
+    }
 }
 
 // === impl KekMemory ===

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::transport::server::Connected;
 
 use super::authority::Normalised;
@@ -31,6 +31,17 @@ impl Connection {
         place: OwnedSemaphorePermit,
     ) -> Self {
         Self { stream: Normalised::new(stream), info: Arc::new(info), _place: place }
+    }
+
+    /// One that does not come from the socket: the other end is in this process. It takes
+    /// nobody's place.
+    ///
+    /// # Errors
+    /// When the kernel does not tell who we are.
+    pub fn to_ourselves(stream: UnixStream) -> io::Result<Self> {
+        let info = ConnectionInfo::new(0, super::peer::credentials(&stream)?);
+        let place = Arc::new(Semaphore::new(1)).try_acquire_owned().map_err(io::Error::other)?;
+        Ok(Self::new(stream, info, place))
     }
 
     /// What the services see of it.

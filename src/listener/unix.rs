@@ -22,6 +22,7 @@ use tokio::net::UnixListener;
 use tokio::time::Instant;
 
 use self::file::SocketFile;
+pub(super) use self::file::check_parent as check_folder;
 use self::lock::LockFile;
 use crate::config::settings::{SocketAddress, SocketSettings};
 
@@ -48,6 +49,7 @@ pub struct BoundSocket {
     file: Option<OwnedFile>,
     listener: UnixListener,
     address: SocketAddress,
+    is_inherited: bool,
 }
 
 #[derive(Debug)]
@@ -227,7 +229,7 @@ pub async fn bind_within(
     listen(&fd, BACKLOG).map_err(io::Error::from).map_err(io("listen on"))?;
     let listener = UnixListener::from_std(fd.into()).map_err(io("watch"))?;
     tracing::info!(socket = %Shown(&address), "The socket listens.");
-    Ok(BoundSocket { file, listener, address })
+    Ok(BoundSocket { file, listener, address, is_inherited: false })
 }
 
 // The calls of the file system in here are few, short and on local disks, and are made at
@@ -311,6 +313,16 @@ impl fmt::Display for Shown<'_> {
 // === impl BoundSocket ===
 
 impl BoundSocket {
+    /// One that somebody else made and keeps; its file is none of ours.
+    pub(super) const fn inherited(listener: UnixListener, address: SocketAddress) -> Self {
+        Self { file: None, listener, address, is_inherited: true }
+    }
+
+    /// Whether it came from systemd, so that it stays where it is while the daemon runs.
+    pub const fn is_inherited(&self) -> bool {
+        self.is_inherited
+    }
+
     /// Where it listens.
     pub const fn address(&self) -> &SocketAddress {
         &self.address

@@ -156,8 +156,8 @@ metrics! {
     /// Whether a replica is proven for the newest version of the KEK, so that it may encrypt: 1 or 0.
     ReplicaProven = Kind::Gauge, "vault_kms_proxy.kek.replica_proven", "{state}",
         ["kek", "cluster"];
-    /// Certificates and authorities that changed on disk: taken into use (`ok`), or of no use
-    /// (`failed`), so that those read before stay.
+    /// Certificates and authorities that changed on disk: taken into use (`ok`), of no use
+    /// (`failed`) or accepted by no address (`refused`), so that those read before stay.
     TlsReloads = Kind::Counter, "vault_kms_proxy.tls.reloads", "{reload}", ["cluster", "result"];
 }
 

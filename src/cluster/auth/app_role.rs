@@ -50,7 +50,10 @@ impl AppRole {
     pub(super) async fn would_unwrap(&self) -> Option<Result<String, AuthError>> {
         match &self.proof {
             Proof::Nothing | Proof::SecretId(_) => None,
-            Proof::Wrapped(wrapped) => wrapped.fresh().await.transpose(),
+            Proof::Wrapped(wrapped) => match resolve(&self.role_id).await {
+                Ok(role_id) => wrapped.fresh(&role_id).await.transpose(),
+                Err(error) => Some(Err(error)),
+            },
         }
     }
 
@@ -59,7 +62,7 @@ impl AppRole {
         let secret_id = match &self.proof {
             Proof::Nothing => None,
             Proof::SecretId(source) => Some(resolve(source).await?),
-            Proof::Wrapped(wrapped) => Some(wrapped.secret_id().await?),
+            Proof::Wrapped(wrapped) => Some(wrapped.secret_id(&role_id).await?),
         };
         let mut fields = vec![("role_id", role_id.expose_secret())];
         fields.extend(secret_id.iter().map(|secret| ("secret_id", secret.expose_secret())));
@@ -89,13 +92,12 @@ impl Method for AppRole {
         self.role_id.file().into_iter().chain(secret).collect()
     }
 
-    fn identity(&self) -> String {
-        // A role id is no secret: it names the role, as a user name does.
-        let role = match &self.role_id {
-            SecretSource::Inline(id) => id.expose_secret().to_owned(),
-            SecretSource::File(path) => path.display().to_string(),
-        };
-        format!("appRole {} {role}", self.mount)
+    fn identity(&self) -> BoxFuture<'_, Result<String, AuthError>> {
+        // By content: the file of another role has the same path.
+        Box::pin(async {
+            let role_id = resolve(&self.role_id).await?;
+            Ok(format!("appRole {} {}", self.mount, role_id.expose_secret()))
+        })
     }
 
     fn rehearsal<'a>(
@@ -106,7 +108,9 @@ impl Method for AppRole {
             let secret_id = match &self.proof {
                 Proof::Nothing => return Ok(Rehearsal::Free),
                 // A new wrapping token is unwrapped now: it may have ended by the next login.
-                Proof::Wrapped(wrapped) => wrapped.secret_id().await?,
+                Proof::Wrapped(wrapped) => {
+                    wrapped.secret_id(&resolve(&self.role_id).await?).await?
+                }
                 Proof::SecretId(source) => resolve(source).await?,
             };
             let Some(role) = role else { return Ok(Rehearsal::Unknown) };

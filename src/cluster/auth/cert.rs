@@ -45,8 +45,9 @@ impl Method for Cert {
         Source::Login
     }
 
-    fn identity(&self) -> String {
-        format!("cert {} {:?}", self.settings.mount, self.settings.role)
+    fn identity(&self) -> BoxFuture<'_, Result<String, AuthError>> {
+        let identity = format!("cert {} {:?}", self.settings.mount, self.settings.role);
+        Box::pin(std::future::ready(Ok(identity)))
     }
 
     fn files(&self) -> Vec<&Path> {

@@ -43,8 +43,9 @@ impl Method for Jwt {
         Source::Login
     }
 
-    fn identity(&self) -> String {
-        format!("jwt {} {:?}", self.settings.mount, self.settings.role)
+    fn identity(&self) -> BoxFuture<'_, Result<String, AuthError>> {
+        let identity = format!("jwt {} {:?}", self.settings.mount, self.settings.role);
+        Box::pin(std::future::ready(Ok(identity)))
     }
 
     fn files(&self) -> Vec<&Path> {

@@ -41,8 +41,9 @@ impl Method for Kubernetes {
         Source::Login
     }
 
-    fn identity(&self) -> String {
-        format!("kubernetes {} {}", self.settings.mount, self.settings.role)
+    fn identity(&self) -> BoxFuture<'_, Result<String, AuthError>> {
+        let identity = format!("kubernetes {} {}", self.settings.mount, self.settings.role);
+        Box::pin(std::future::ready(Ok(identity)))
     }
 
     fn files(&self) -> Vec<&Path> {

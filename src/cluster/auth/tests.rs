@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::clock::Deadline;
@@ -6,7 +7,9 @@ use crate::cluster::Verb;
 use crate::cluster::testing::{
     self, BARE_403, ROLE_ID, Reply, SECRET_ID, Vault, app_role, decrypt, logged_in, ok, pass, soon,
 };
-use crate::config::settings::{AppRoleSettings, AuthSettings, SecretId, SecretSource};
+use crate::config::settings::{
+    AppRoleSettings, AuthSettings, ClusterSettings, SecretId, SecretSource,
+};
 
 #[tokio::test(start_paused = true)]
 async fn a_login_names_role_and_secret_at_its_mount_and_nothing_else() {
@@ -200,4 +203,112 @@ async fn an_unwrapped_secret_id_outlives_its_cluster_and_a_new_token_that_nobody
     });
     cluster.ready(soon()).await.unwrap();
     assert_eq!(scripted.count(Verb::LookupWrapping), 1);
+}
+
+/// A Vault that unwraps each wrapping token once, and the unwraps that it was asked for.
+fn unwraps_once(unwraps: &Arc<AtomicUsize>) -> impl Fn(&testing::Seen) -> Reply + use<> {
+    let unwraps = Arc::clone(unwraps);
+    move |seen| match seen.verb {
+        Verb::LookupWrapping => {
+            ok(r#"{"data":{"creation_path":"auth/approle/role/kms/secret-id"}}"#)
+        }
+        Verb::Unwrap if unwraps.fetch_add(1, Ordering::SeqCst) > 0 => Reply::Http(
+            400,
+            r#"{"errors":["wrapping token is not valid or does not exist"]}"#.into(),
+        ),
+        Verb::Unwrap => ok(format!(r#"{{"data":{{"secret_id":"{SECRET_ID}"}}}}"#)),
+        _ => testing::login("t1", 60, true),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_that_keep_in_one_place_unwrap_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept_in = folder.path().join("secret-id");
+    // What a crash left.
+    std::fs::write(folder.path().join("secret-id.1-1.new"), SECRET_ID).unwrap();
+    let unwraps = Arc::new(AtomicUsize::new(0));
+    let one = testing::cluster(wrapped("w1", &kept_in), unwraps_once(&unwraps)).0;
+    let two = testing::cluster(wrapped("w1", &kept_in), unwraps_once(&unwraps)).0;
+    one.ready(soon()).await.unwrap();
+    two.ready(soon()).await.unwrap();
+    assert_eq!(unwraps.load(Ordering::SeqCst), 1);
+    let mut there: Vec<_> = std::fs::read_dir(folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    there.sort();
+    assert_eq!(there, ["secret-id", "secret-id.lock"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_another_process_unwraps_it_is_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let (theirs, ours) = (folder.path().join("theirs"), folder.path().join("ours"));
+    let unwraps = Arc::new(AtomicUsize::new(0));
+    let other = testing::cluster(wrapped("w1", &theirs), unwraps_once(&unwraps)).0;
+    other.ready(soon()).await.unwrap();
+
+    let lock = std::fs::File::create(folder.path().join("ours.lock")).unwrap();
+    lock.lock().unwrap();
+    let cluster = testing::cluster(wrapped("w1", &ours), unwraps_once(&unwraps)).0;
+    pass(5).await;
+    assert!(!cluster.token_state().has_token, "the lock was not heeded");
+    std::fs::copy(&theirs, &ours).unwrap();
+    drop(lock);
+    cluster.ready(soon()).await.unwrap();
+    assert_eq!(unwraps.load(Ordering::SeqCst), 1, "it was unwrapped by both");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kept_secret_id_is_not_shown_to_another_vault_or_role() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept_in = folder.path().join("secret-id");
+    let unwraps = Arc::new(AtomicUsize::new(0));
+    testing::cluster(wrapped("w1", &kept_in), unwraps_once(&unwraps))
+        .0
+        .ready(soon())
+        .await
+        .unwrap();
+    assert_eq!(unwraps.load(Ordering::SeqCst), 1);
+
+    let same = testing::settings(wrapped("w1", &kept_in));
+    let with = |change: fn(&mut ClusterSettings)| {
+        let mut other = ClusterSettings::clone(&same);
+        change(&mut other);
+        Arc::new(other)
+    };
+    let elsewhere =
+        |s: &mut ClusterSettings| s.addresses = vec!["https://x0:8200".parse().unwrap()];
+    let others = [
+        with(elsewhere),
+        with(|s| s.auth_namespace = None),
+        with(|s| {
+            let AuthSettings::AppRole(role) = &mut s.auth else { panic!() };
+            role.mount = "team".into();
+        }),
+        with(|s| {
+            let AuthSettings::AppRole(role) = &mut s.auth else { panic!() };
+            role.role_id = SecretSource::Inline("another".into());
+        }),
+    ];
+    for other in others {
+        let (cluster, scripted) = testing::cluster_of(other, unwraps_once(&unwraps));
+        let error = cluster.ready(soon()).await.unwrap_err().to_string();
+        assert!(
+            error.contains("secret-id: the secret ID that is kept there was unwrapped for"),
+            "{error}"
+        );
+        assert!(scripted.seen().is_empty(), "{:?}", scripted.seen());
+    }
+
+    // A cluster that gets another address is the same one, and a new token serves another.
+    let grown = with(|s| s.addresses.push("https://b1:8200".parse().unwrap()));
+    testing::cluster_of(grown, unwraps_once(&unwraps)).0.ready(soon()).await.unwrap();
+    let mut other = ClusterSettings::clone(&with(elsewhere));
+    other.auth = wrapped("w2", &kept_in);
+    let unwrapped = Arc::new(AtomicUsize::new(0));
+    let (cluster, _) = testing::cluster_of(Arc::new(other), unwraps_once(&unwrapped));
+    cluster.ready(soon()).await.unwrap();
+    assert_eq!((unwraps.load(Ordering::SeqCst), unwrapped.load(Ordering::SeqCst)), (1, 1));
 }

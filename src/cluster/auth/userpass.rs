@@ -43,8 +43,9 @@ impl Method for Userpass {
         Source::Login
     }
 
-    fn identity(&self) -> String {
-        format!("userpass {} {}", self.settings.mount, self.settings.username)
+    fn identity(&self) -> BoxFuture<'_, Result<String, AuthError>> {
+        let identity = format!("userpass {} {}", self.settings.mount, self.settings.username);
+        Box::pin(std::future::ready(Ok(identity)))
     }
 
     fn files(&self) -> Vec<&Path> {

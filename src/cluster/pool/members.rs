@@ -64,7 +64,10 @@ struct Book<S> {
     /// What each configured URL stands for now.
     sites: Vec<Vec<Site>>,
     gone: Vec<Gone<S>>,
+    /// Sites beyond the most that there can be.
     homeless: usize,
+    /// Sites that wait for a number.
+    waiting: usize,
 }
 
 struct Gone<S> {
@@ -108,7 +111,8 @@ impl<S> Members<S> {
     }
 
     fn with(cluster: ClusterName, urls: usize, endpoints: Vec<Endpoint<S>>) -> Self {
-        let book = Book { sites: vec![Vec::new(); urls], gone: Vec::new(), homeless: 0 };
+        let book =
+            Book { sites: vec![Vec::new(); urls], gone: Vec::new(), homeless: 0, waiting: 0 };
         let shared = Shared {
             cluster,
             roster: ArcSwap::from_pointee(Roster(endpoints)),
@@ -134,8 +138,15 @@ impl<S: Clone> Members<S> {
     /// that are new are made by `make`.
     ///
     /// A cluster has 64 addresses at most. Where its names have more, each name keeps its
-    /// first ones, and the others have no place.
-    pub fn set(&self, url: usize, sites: Vec<Site>, make: impl Fn(Address) -> Endpoint<S>) {
+    /// first ones, and the others have no place. Where only numbers are wanting, because too
+    /// many addresses came and went of late, addresses that the URL stood for until now go on
+    /// in the place of the new ones; then the answer is when to set them again.
+    pub fn set(
+        &self,
+        url: usize,
+        sites: Vec<Site>,
+        make: impl Fn(Address) -> Endpoint<S>,
+    ) -> Option<Instant> {
         let mut book = self.shared.book.lock().expect("making an endpoint does not panic");
         if let Some(place) = book.sites.get_mut(url) {
             *place = sites;
@@ -145,19 +156,28 @@ impl<S: Clone> Members<S> {
         let old = self.roster();
         let gone = book.gone.iter().map(|gone| gone.endpoint.address.index);
         let mut taken = gone.fold(old.indices(), AddressSet::with);
-        let (wanted, mut homeless) = chosen(&book.sites);
-        let mut endpoints = Vec::with_capacity(wanted.len());
-        for site in wanted {
-            let stays = old.iter().find(|endpoint| endpoint.address.is_at(&site));
-            let known = stays.cloned().or_else(|| book.bring_back(&site));
-            if let Some(endpoint) = known {
-                endpoints.push(endpoint);
-            } else if let Some(index) = taken.first_missing() {
-                taken = taken.with(index);
-                endpoints.push(make(Address::at(index, site)));
-            } else {
-                homeless += 1; // until numbers of addresses that are gone are free again
+        let (wanted, homeless) = chosen(&book.sites);
+        let is_wanted = |e: &Endpoint<S>| wanted.iter().any(|site| e.address.is_at(site));
+        let mut endpoints: Vec<Endpoint<S>> = Vec::with_capacity(wanted.len());
+        let mut waiting = 0;
+        for of_one_url in wanted.chunk_by(|a, b| a.configured == b.configured) {
+            let mut without = 0;
+            for site in of_one_url {
+                let stays = old.iter().find(|endpoint| endpoint.address.is_at(site));
+                let known = stays.cloned().or_else(|| book.bring_back(site));
+                if let Some(endpoint) = known {
+                    endpoints.push(endpoint);
+                } else if let Some(index) = taken.first_missing() {
+                    taken = taken.with(index);
+                    endpoints.push(make(Address::at(index, site.clone())));
+                } else {
+                    without += 1;
+                }
             }
+            let configured = &of_one_url[0].configured;
+            let leaving = old.iter().filter(|e| e.address.configured == *configured);
+            endpoints.extend(leaving.filter(|e| !is_wanted(e)).take(without).cloned());
+            waiting += without;
         }
         let new = Roster(endpoints);
         let staying = new.indices();
@@ -166,9 +186,12 @@ impl<S: Clone> Members<S> {
             book.gone.push(Gone { endpoint: endpoint.clone(), at: Instant::now() });
         }
         self.tell_homeless(&mut book, homeless);
+        self.tell_waiting(&mut book, waiting);
+        let free_at = book.gone.iter().map(|gone| gone.at + REMEMBERED).min();
         self.shared.roster.store(Arc::new(new));
         drop(book);
         self.shared.version.send_modify(|version| *version += 1);
+        free_at.filter(|_| waiting > 0)
     }
 
     /// An address that is gone must not look broken for ever.
@@ -189,6 +212,17 @@ impl<S: Clone> Members<S> {
             );
         }
         book.homeless = homeless;
+    }
+
+    fn tell_waiting(&self, book: &mut Book<S>, waiting: usize) {
+        if waiting > 0 && book.waiting == 0 {
+            tracing::warn!(
+                cluster = %self.shared.cluster,
+                waiting,
+                "The addresses of a cluster's names change faster than they can be taken into use; some earlier ones are used for two minutes more.",
+            );
+        }
+        book.waiting = waiting;
     }
 }
 

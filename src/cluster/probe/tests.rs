@@ -211,6 +211,26 @@ async fn attempts_that_fail_at_a_healthy_address_make_no_storm_of_probes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn however_often_it_was_asked_a_breaker_that_opens_brings_a_probe_at_once() {
+    let mut bench = Bench::start(vec![active()]);
+    for _ in 0..6_000 {
+        bench.endpoint(0).address.role.doubt();
+        sleep(Duration::from_millis(10)).await;
+    }
+    // Until then the next probe, wanted already, was five seconds after the last one.
+    let last = *bench.looks().last().unwrap();
+    let now = last + 600;
+    sleep_until(bench.began + Duration::from_millis(u64::try_from(now).unwrap())).await;
+    let now = bench.began.elapsed().as_millis();
+    for _ in 0..5 {
+        bench.attempt_fails().await;
+    }
+    assert_eq!(bench.endpoint(0).breaker.phase(), BreakerPhase::Open);
+    sleep(Duration::from_millis(1)).await;
+    assert_eq!(bench.looks(), [now]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_address_that_is_down_is_asked_more_often_while_somebody_needs_it() {
     let mut bench = Bench::start(vec![Says::Refuses]);
     sleep(secs(21)).await;

@@ -16,6 +16,7 @@ use super::{Doubt, Unresolved};
 use crate::cluster::address::Address;
 use crate::cluster::error::{AttemptError, Fault};
 use crate::cluster::operation::{Answer, Attempt};
+use crate::cluster::step::{Ended, Step};
 
 /// What has become of the first question for a name.
 #[derive(Clone, Debug, Default)]
@@ -34,13 +35,6 @@ pub enum First {
 pub struct Unknown {
     address: Arc<Address>,
     first: watch::Receiver<First>,
-}
-
-/// An address of a name: its faults raise a doubt that it still is one.
-#[derive(Clone, Debug)]
-pub struct Doubtful<S> {
-    inner: S,
-    doubt: Doubt,
 }
 
 /// Waits until the first question has brought an answer or an error.
@@ -88,40 +82,20 @@ impl Service<Attempt> for Unknown {
     }
 }
 
-// === impl Doubtful ===
+// === impl Doubt ===
 
-impl<S> Doubtful<S> {
-    /// `inner`, whose faults raise `doubt`.
-    pub const fn new(inner: S, doubt: Doubt) -> Self {
-        Self { inner, doubt }
-    }
-}
+/// Over an address of a name: its faults raise a doubt that it still is one.
+impl Step for Doubt {
+    type Note = ();
 
-impl<S> Service<Attempt> for Doubtful<S>
-where
-    S: Service<Attempt, Response = Answer, Error = AttemptError>,
-    S::Future: Send + 'static,
-{
-    type Response = Answer;
-    type Error = AttemptError;
-    type Future = BoxFuture<'static, Result<Answer, AttemptError>>;
+    fn going(&self, _: &mut Attempt) {}
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), AttemptError>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, attempt: Attempt) -> Self::Future {
-        let answering = self.inner.call(attempt);
-        let doubt = self.doubt.clone();
-        async move {
-            let result = answering.await;
-            if let Err(AttemptError { fault, .. }) = &result
-                && fault.is_address_fault()
-            {
-                doubt.raise();
-            }
-            result
+    fn ended(&self, (): (), result: Ended) -> Ended {
+        if let Err(AttemptError { fault, .. }) = &result
+            && fault.is_address_fault()
+        {
+            self.raise();
         }
-        .boxed()
+        result
     }
 }

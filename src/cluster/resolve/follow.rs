@@ -41,8 +41,9 @@ const FIRST_REPEAT: Duration = Duration::from_millis(250);
 /// which is dead, has an answer by then.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Takes what a name stands for.
-pub type Take = Arc<dyn Fn(Vec<Site>) + Send + Sync>;
+/// Takes what a name stands for. When it cannot take all of it yet, it answers when to
+/// come again.
+pub type Take = Arc<dyn Fn(Vec<Site>) -> Option<Instant> + Send + Sync>;
 
 /// A name to follow, and what is needed for it.
 #[derive(Clone)]
@@ -79,13 +80,21 @@ struct Follower {
     known: BTreeMap<(String, u16), Vec<IpAddr>>,
     shown: String,
     failures: u32,
+    /// What the name stands for by the last good answer, while not all of it is taken.
+    not_taken: Option<NotTaken>,
+}
+
+struct NotTaken {
+    sites: Vec<Site>,
+    again_at: Instant,
 }
 
 /// Follows `name` until it is dropped.
 pub async fn follow(name: Name) {
     let configured = AddressName::of(&name.url);
     let (known, shown) = (BTreeMap::new(), String::new());
-    let mut follower = Follower { name, configured, known, shown, failures: 0 };
+    let not_taken = None;
+    let mut follower = Follower { name, configured, known, shown, failures: 0, not_taken };
     loop {
         let pause = follower.round().await;
         follower.wait(pause).await;
@@ -101,7 +110,7 @@ impl Follower {
         match self.resolve().await {
             Ok(Resolved { sites, ttl, missing }) => {
                 self.tell_change(&sites);
-                (self.name.take)(sites);
+                self.take(sites);
                 self.name.first.send_replace(First::Known);
                 match missing {
                     None => {
@@ -124,12 +133,27 @@ impl Follower {
         }
     }
 
-    /// Passes `pause`; less of it, but at least [`SOONEST`], when an address fails.
-    async fn wait(&self, pause: Duration) {
+    fn take(&mut self, sites: Vec<Site>) {
+        let again_at = (self.name.take)(sites.clone());
+        self.not_taken = again_at.map(|again_at| NotTaken { sites, again_at });
+    }
+
+    /// Passes `pause`; less of it, but at least [`SOONEST`], when an address fails. What was
+    /// not taken is offered again meanwhile, for which DNS need not answer.
+    async fn wait(&mut self, pause: Duration) {
         let soonest = Instant::now() + SOONEST.min(pause);
-        tokio::select! {
-            () = tokio::time::sleep(self.name.jitter.around(pause)) => {}
-            () = self.name.doubt.raised() => tokio::time::sleep_until(soonest).await,
+        let due = Instant::now() + self.name.jitter.around(pause);
+        loop {
+            let again_at = self.not_taken.as_ref().map(|not_taken| not_taken.again_at);
+            tokio::select! {
+                () = tokio::time::sleep_until(due) => return,
+                () = self.name.doubt.raised() => return tokio::time::sleep_until(soonest).await,
+                () = tokio::time::sleep_until(again_at.unwrap_or(due)), if again_at.is_some() => {
+                    if let Some(NotTaken { sites, .. }) = self.not_taken.take() {
+                        self.take(sites);
+                    }
+                }
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::BACKOFF_AT_MOST;
 use crate::cluster::error::{AttemptError, Fault};
 use crate::cluster::hedge::{MAX_ATTEMPTS, Missed};
-use crate::cluster::operation::{AddressSet, Attempt, AttemptReason, Call, Fate};
+use crate::cluster::operation::{AddressSet, Attempt, AttemptReason, Call};
 
 /// How long a standby that answered with what may be stale gets before it is asked again:
 /// one lagged by 126 ms at most.
@@ -30,16 +30,12 @@ pub(super) struct Progress {
 impl Progress {
     pub(super) fn next_attempt(&self, call: &Call) -> Attempt {
         Attempt {
-            call: call.clone(),
             number: self.sent + 1,
             reason: if self.sent == 0 { AttemptReason::First } else { AttemptReason::Retry },
             tried: self.tried,
             is_over_budget: self.is_over_budget,
             is_second_opinion: call.operation.repeatable() && self.met(Fault::is_an_opinion),
-            hand_on: AddressSet::default(),
-            index: None,
-            needs_active: false,
-            fate: Fate::default(),
+            ..Attempt::first(call.clone())
         }
     }
 

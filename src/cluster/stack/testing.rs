@@ -41,18 +41,7 @@ pub(crate) fn call() -> Call {
 }
 
 pub(crate) fn attempt() -> Attempt {
-    Attempt {
-        call: call(),
-        number: 1,
-        reason: AttemptReason::First,
-        tried: AddressSet::default(),
-        is_over_budget: false,
-        is_second_opinion: false,
-        hand_on: AddressSet::default(),
-        index: None,
-        needs_active: false,
-        fate: Fate::default(),
-    }
+    Attempt::first(call())
 }
 
 pub(crate) fn name(index: u8) -> AddressName {

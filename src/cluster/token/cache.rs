@@ -19,6 +19,7 @@ use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 use super::lease::Lease;
+use crate::blocking;
 use crate::clock::{UnixSeconds, node_time};
 use crate::config::settings::ClusterSettings;
 
@@ -38,9 +39,14 @@ const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
 #[derive(Clone, Debug)]
 pub(super) struct TokenCache {
     path: PathBuf,
-    /// Tells the tokens of this cluster and login from all others.
-    belongs_to: String,
+    /// What the cluster is, before the login is added.
+    cluster: Sha256,
 }
+
+/// Tells the tokens of one cluster and login from all others, and tells neither.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(super) struct BelongsTo(String);
 
 /// A token that an earlier process left.
 #[derive(Debug)]
@@ -53,8 +59,7 @@ pub(super) struct Cached {
 #[derive(Serialize, Deserialize)]
 struct Content<'a> {
     format: u32,
-    /// [`TokenCache::belongs_to`].
-    belongs_to: String,
+    belongs_to: BelongsTo,
     /// Borrowed, so that the only copies are the buffer that is wiped and the secret: no
     /// token that Vault makes holds what JSON escapes.
     token: &'a str,
@@ -67,62 +72,71 @@ struct Content<'a> {
 // === impl TokenCache ===
 
 impl TokenCache {
-    /// The cache that `settings` name; `login` tells one way to log in from another.
-    pub(super) fn of(settings: &ClusterSettings, login: &str) -> Option<Self> {
+    /// The cache that `settings` name.
+    pub(super) fn of(settings: &ClusterSettings) -> Option<Self> {
         let path = settings.token_cache.clone()?;
         let mut addresses: Vec<_> = settings.addresses.iter().map(ToString::to_string).collect();
         addresses.sort();
         let namespace = settings.auth_namespace.clone().unwrap_or_default();
-        let mut digest = Sha256::new_with_prefix("vault-kms-proxy/token-cache/v1");
-        for text in addresses.iter().chain([&namespace, &login.to_owned()]) {
-            digest.update((text.len() as u64).to_be_bytes());
-            digest.update(text);
+        let mut cluster = Sha256::new_with_prefix("vault-kms-proxy/token-cache/v1");
+        for text in addresses.iter().chain([&namespace]) {
+            add(&mut cluster, text);
         }
-        Some(Self { path, belongs_to: hex::encode(digest.finalize()) })
+        Some(Self { path, cluster })
+    }
+
+    /// Whose tokens those of `login` are, which tells one way to log in from another.
+    pub(super) fn belongs_to(&self, login: &str) -> BelongsTo {
+        let mut digest = self.cluster.clone();
+        add(&mut digest, login);
+        BelongsTo(hex::encode(digest.finalize()))
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The token that is there; `None` when there is no file.
+    /// The token that is there, which must be `owner`'s; `None` when there is no file.
     ///
     /// # Errors
     /// When what is there must not or cannot be used; the text says why.
-    pub(super) async fn read(&self) -> Result<Option<Cached>, String> {
+    pub(super) async fn read(&self, owner: BelongsTo) -> Result<Option<Cached>, String> {
         let this = self.clone();
-        blocking(move || this.read_now(node_time())).await
+        blocking(&self.path, move || this.read_now(&owner, node_time())).await
     }
 
-    /// Replaces what is there.
+    /// Replaces what is there by a token of `owner`.
     ///
     /// # Errors
     /// When it cannot be; the text says why.
     pub(super) async fn write(
         &self,
+        owner: BelongsTo,
         token: &SecretString,
         lease: Option<Lease>,
     ) -> Result<(), String> {
         let (this, token) = (self.clone(), token.clone());
-        blocking(move || this.write_now(&token, lease, node_time())).await
+        blocking(&self.path, move || this.write_now(owner, &token, lease, node_time())).await
     }
 
     /// Removes what is there.
     pub(super) async fn remove(&self) {
         let path = self.path.clone();
-        let _ = blocking(move || std::fs::remove_file(path).map_err(|e| e.to_string())).await;
+        let work = move || std::fs::remove_file(path).map_err(|e| e.to_string());
+        let _ = blocking(&self.path, work).await;
     }
 
     /// Whether the file lies in memory, or in an unknown place.
     pub(super) async fn is_in_memory(&self) -> bool {
         let folder = self.folder().to_owned();
-        let kind = blocking(move || rustix::fs::statfs(&folder).map_err(|e| e.to_string())).await;
+        let ask = move || rustix::fs::statfs(&folder).map_err(|e| e.to_string());
+        let kind = blocking(&self.path, ask).await;
         // The type's width and sign differ between machines; the number does not.
         #[allow(clippy::cast_sign_loss, clippy::unnecessary_cast)]
         kind.map_or(true, |kind| IN_MEMORY.contains(&(kind.f_type as u64 & 0xffff_ffff)))
     }
 
-    fn read_now(&self, now: UnixSeconds) -> Result<Option<Cached>, String> {
+    fn read_now(&self, owner: &BelongsTo, now: UnixSeconds) -> Result<Option<Cached>, String> {
         self.check_folder()?;
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let flags = i32::try_from(flags.bits()).unwrap_or_default();
@@ -143,38 +157,12 @@ impl TokenCache {
         }
         let mut text = Zeroizing::new(Vec::with_capacity(4_096));
         file.take(MAX_BYTES).read_to_end(&mut text).map_err(|error| error.to_string())?;
-        self.parse(&text, now).map(Some)
-    }
-
-    fn parse(&self, text: &[u8], now: UnixSeconds) -> Result<Cached, String> {
-        // What the parser says may quote the token.
-        let content: Content<'_> =
-            serde_json::from_slice(text).map_err(|_| "it holds no token in our form".to_owned())?;
-        if content.format != FORMAT {
-            return Err(format!("its format is {}, this version reads {FORMAT}", content.format));
-        }
-        if content.belongs_to != self.belongs_to {
-            return Err("its token is for other addresses or another way to log in".into());
-        }
-        if content.token.is_empty() || !content.token.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err("it holds no token".into());
-        }
-        let ttl = match content.expires {
-            None => None,
-            Some(expires) => match u64::try_from(expires.saturating_sub(now.0)) {
-                Ok(left) if left > 0 => Some(Duration::from_secs(left)),
-                Ok(_) | Err(_) => return Err("its token has expired".into()),
-            },
-        };
-        let granted = Duration::from_secs(content.granted);
-        // A clock that was set back must not lend the token a longer life than it was given.
-        let ttl = ttl.map(|ttl| ttl.min(granted));
-        let lease = Lease { ttl, granted, renewable: content.renewable, uses: 0 };
-        Ok(Cached { token: SecretString::from(content.token), lease })
+        parse(&text, owner, now).map(Some)
     }
 
     fn write_now(
         &self,
+        owner: BelongsTo,
         token: &SecretString,
         lease: Option<Lease>,
         now: UnixSeconds,
@@ -182,7 +170,7 @@ impl TokenCache {
         self.check_folder()?;
         let content = Content {
             format: FORMAT,
-            belongs_to: self.belongs_to.clone(),
+            belongs_to: owner,
             token: token.expose_secret(),
             expires: lease.and_then(|lease| lease.ttl).map(|ttl| now.plus(ttl).0),
             granted: lease.map_or(0, |lease| lease.granted.as_secs()),
@@ -228,14 +216,43 @@ impl TokenCache {
     }
 }
 
+fn parse(text: &[u8], owner: &BelongsTo, now: UnixSeconds) -> Result<Cached, String> {
+    // What the parser says may quote the token.
+    let content: Content<'_> =
+        serde_json::from_slice(text).map_err(|_| "it holds no token in our form".to_owned())?;
+    if content.format != FORMAT {
+        return Err(format!("its format is {}, this version reads {FORMAT}", content.format));
+    }
+    if content.belongs_to != *owner {
+        return Err("its token is for other addresses or another way to log in".into());
+    }
+    if content.token.is_empty() || !content.token.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err("it holds no token".into());
+    }
+    let ttl = match content.expires {
+        None => None,
+        Some(expires) => match u64::try_from(expires.saturating_sub(now.0)) {
+            Ok(left) if left > 0 => Some(Duration::from_secs(left)),
+            Ok(_) | Err(_) => return Err("its token has expired".into()),
+        },
+    };
+    let granted = Duration::from_secs(content.granted);
+    // A clock that was set back must not lend the token a longer life than it was given.
+    let ttl = ttl.map(|ttl| ttl.min(granted));
+    let lease = Lease { ttl, granted, renewable: content.renewable, uses: 0 };
+    Ok(Cached { token: SecretString::from(content.token), lease })
+}
+
+fn add(digest: &mut Sha256, text: &str) {
+    digest.update((text.len() as u64).to_be_bytes());
+    digest.update(text);
+}
+
 async fn blocking<T: Send + 'static>(
+    path: &Path,
     work: impl FnOnce() -> Result<T, String> + Send + 'static,
 ) -> Result<T, String> {
-    match tokio::time::timeout(WITHIN, tokio::task::spawn_blocking(work)).await {
-        Ok(Ok(result)) => result,
-        Ok(Err(_)) => Err("the attempt panicked; please report this bug".into()),
-        Err(_) => Err("no answer from its file system".into()),
-    }
+    blocking::at(path, WITHIN, work).await.unwrap_or_else(|why| Err(why.to_string()))
 }
 
 #[cfg(test)]
@@ -256,21 +273,29 @@ mod tests {
     fn cache(folder: &tempfile::TempDir) -> TokenCache {
         let mut settings = ClusterSettings::clone(&settings(app_role()));
         settings.token_cache = Some(folder.path().join("token"));
-        TokenCache::of(&settings, "appRole approle kms").unwrap()
+        TokenCache::of(&settings).unwrap()
+    }
+
+    fn ours(cache: &TokenCache) -> BelongsTo {
+        cache.belongs_to("appRole approle kms")
+    }
+
+    fn look(cache: &TokenCache, now: UnixSeconds) -> Result<Option<Cached>, String> {
+        cache.read_now(&ours(cache), now)
     }
 
     fn write(cache: &TokenCache, ttl: Option<u64>) {
-        cache.write_now(&TOKEN.into(), Some(lease(ttl)), NOW).unwrap();
+        cache.write_now(ours(cache), &TOKEN.into(), Some(lease(ttl)), NOW).unwrap();
     }
 
     #[test]
     fn what_was_written_is_read_with_the_life_that_is_left() {
         let folder = tempfile::tempdir().unwrap();
         let cache = cache(&folder);
-        assert!(cache.read_now(NOW).unwrap().is_none());
+        assert!(look(&cache, NOW).unwrap().is_none());
         for ttl in [None, Some(600)] {
             write(&cache, ttl);
-            let read = cache.read_now(NOW.plus(Duration::from_secs(100))).unwrap().unwrap();
+            let read = look(&cache, NOW.plus(Duration::from_secs(100))).unwrap().unwrap();
             assert_eq!(read.token.expose_secret(), TOKEN);
             assert_eq!(read.lease, lease(ttl.map(|ttl| ttl - 100)));
         }
@@ -285,10 +310,10 @@ mod tests {
         let cache = cache(&folder);
         write(&cache, Some(600));
         let late = NOW.plus(Duration::from_secs(600));
-        assert_eq!(cache.read_now(late).unwrap_err(), "its token has expired");
+        assert_eq!(look(&cache, late).unwrap_err(), "its token has expired");
         // A clock that was set back does not make it live longer.
         let early = UnixSeconds(NOW.0 - 1_000_000);
-        let read = cache.read_now(early).unwrap().unwrap();
+        let read = look(&cache, early).unwrap().unwrap();
         assert_eq!(read.lease.ttl, Some(Duration::from_secs(3_600)));
 
         let mut settings = ClusterSettings::clone(&settings(app_role()));
@@ -300,12 +325,12 @@ mod tests {
         ] {
             let mut other = settings.clone();
             change(&mut other);
-            let other = TokenCache::of(&other, "appRole approle kms").unwrap();
-            let refused = other.read_now(NOW).unwrap_err();
+            let other = TokenCache::of(&other).unwrap();
+            let refused = look(&other, NOW).unwrap_err();
             assert!(refused.contains("other addresses"), "{refused}");
         }
-        let other = TokenCache::of(&settings, "appRole approle other").unwrap();
-        assert!(other.read_now(NOW).is_err());
+        let other = cache.belongs_to("appRole approle other");
+        assert!(cache.read_now(&other, NOW).is_err());
     }
 
     #[test]
@@ -317,12 +342,12 @@ mod tests {
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
         };
         allow(cache.path(), 0o640);
-        assert!(cache.read_now(NOW).unwrap_err().contains("mode 640"));
+        assert!(look(&cache, NOW).unwrap_err().contains("mode 640"));
         allow(cache.path(), 0o600);
         allow(folder.path(), 0o1777);
         for refused in [
-            cache.read_now(NOW).map(drop).unwrap_err(),
-            cache.write_now(&TOKEN.into(), None, NOW).unwrap_err(),
+            look(&cache, NOW).map(drop).unwrap_err(),
+            cache.write_now(ours(&cache), &TOKEN.into(), None, NOW).unwrap_err(),
         ] {
             assert!(refused.starts_with("everybody may write to"), "{refused}");
         }
@@ -330,7 +355,7 @@ mod tests {
         let elsewhere = folder.path().join("elsewhere");
         std::fs::rename(cache.path(), &elsewhere).unwrap();
         std::os::unix::fs::symlink(&elsewhere, cache.path()).unwrap();
-        assert!(cache.read_now(NOW).is_err(), "a link may lead anywhere");
+        assert!(look(&cache, NOW).is_err(), "a link may lead anywhere");
     }
 
     #[test]
@@ -343,7 +368,7 @@ mod tests {
         bad.push(whole.replace("\"format\":1", "\"format\":2"));
         bad.push(r#"{"format":1,"token":5}"#.to_owned());
         for text in bad {
-            let why = cache.parse(text.as_bytes(), NOW).unwrap_err();
+            let why = parse(text.as_bytes(), &ours(&cache), NOW).unwrap_err();
             assert!(!why.contains("hvs"), "{why}");
         }
     }

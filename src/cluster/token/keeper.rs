@@ -24,7 +24,7 @@ use self::look::Checked;
 use self::plan::{KnownLease, Step, backoff, pause_after};
 use self::publish::Origin;
 use self::rehearse::Rehearsals;
-use super::cache::TokenCache;
+use super::cache::{BelongsTo, TokenCache};
 use super::lease::{self, Grant, Lease};
 use super::{Current, Report};
 use crate::clock::{Deadline, Jitter};
@@ -49,6 +49,8 @@ const SHORT_LIFE: Duration = Duration::from_secs(30);
 pub(super) struct Keeper {
     method: Box<dyn Method>,
     cache: Option<TokenCache>,
+    /// Whose token it is, for the cache; `None` when nobody can tell.
+    owner: Option<BelongsTo>,
     link: Link,
     jitter: Arc<Jitter>,
     publish: watch::Sender<Current>,
@@ -95,6 +97,7 @@ impl Keeper {
         Self {
             method,
             cache,
+            owner: None,
             link,
             jitter,
             publish,
@@ -167,19 +170,30 @@ impl Keeper {
     /// One try.
     async fn login(&mut self) -> Result<(), AuthError> {
         self.fingerprint = Some(fingerprint(&self.method.files()).await);
+        let owner = self.owner_now().await;
         match self.method.begin().await? {
             Begin::Token(token) => self.take(token).await,
-            Begin::Login(operation) => self.log_in(operation).await,
+            Begin::Login(operation) => {
+                // The role's file may have changed in between, and may do so while the token
+                // lives.
+                let owner = if owner == self.owner_now().await { owner } else { None };
+                self.log_in(operation, owner).await
+            }
         }
     }
 
-    async fn log_in(&mut self, operation: Operation) -> Result<(), AuthError> {
+    async fn log_in(
+        &mut self,
+        operation: Operation,
+        owner: Option<BelongsTo>,
+    ) -> Result<(), AuthError> {
         let answer = self.answer_to_login(operation).await?;
         let Some(Grant { token, lease, role }) = lease::of_login(&answer.body) else {
             let address = answer.address.to_string();
             return Err(AuthError::Unacceptable { address, what: "without a token in it" });
         };
         self.role = role;
+        self.owner = owner;
         self.accept(token, Some(lease), Origin::Login);
         self.keep_cached().await;
         Ok(())

@@ -4,7 +4,7 @@ use super::*;
 use crate::clock::UnixSeconds;
 use crate::config::load::{self, Sources};
 use crate::keyring::memory::Snapshot;
-use crate::keyring::rotation::Activation;
+use crate::keyring::rotation::{Activation, SeenKey};
 
 /// Two KEKs, `a` in cluster `one` and `b` in cluster `two`, changed by `variables`.
 fn settings(variables: &[(&str, &str)]) -> Settings {
@@ -75,6 +75,29 @@ async fn a_kek_that_did_not_change_is_kept_whole_and_another_learns_for_itself()
     let (running, trial) = (held(&first, "a"), held(&next, "a"));
     assert!(!Arc::ptr_eq(&running.kek, &trial.kek));
     assert!(!Arc::ptr_eq(&running.memory, &trial.memory), "the trial would write into it");
+}
+
+#[tokio::test]
+async fn a_key_id_does_not_go_back_when_the_order_of_a_keks_clusters_changes() {
+    let of = |clusters: &str, more: &str| {
+        settings(&[("KEY_NAMES", &format!("[{{name: a, clusters: [{clusters}]{more}}}]"))])
+    };
+    let known = Activation { version: 4, created: UnixSeconds(1) };
+    let first = build(&of("one, two", ""), None);
+    first.keks.values().next().unwrap().memory.with(|m| {
+        m.key = SeenKey::with_activation(known);
+        m.active = Some(known);
+        m.proofs.lose(4, "permission denied".into());
+    });
+    let next = build(&of("two, one", ""), Some(&first));
+    let begins_with = |next: &Generation| next.memories()[0].1.snapshot();
+    let active = Some(known);
+    let expected = Snapshot { activated: active, active, ..Snapshot::default() };
+    assert_eq!(begins_with(&next), expected, "without the loss, which is the other cluster's");
+    for (clusters, more) in [("two, one", ", epoch: '2'"), ("two", ", transitKey: other")] {
+        let other = build(&of(clusters, more), Some(&first));
+        assert_eq!(begins_with(&other), Snapshot::default(), "{more}");
+    }
 }
 
 #[tokio::test]

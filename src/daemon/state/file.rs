@@ -13,6 +13,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::Memories;
 use crate::clock::UnixSeconds;
 use crate::config::settings::KekSettings;
 use crate::keyring::key_id_of;
@@ -136,7 +137,10 @@ impl State {
     /// What is known of `kek`; `None`, and a word, when it is about another key.
     pub(in crate::daemon) fn of(&self, kek: &KekSettings) -> Option<Snapshot> {
         let mut named = self.keks.iter().filter(|entry| entry.name == kek.name.as_str());
-        if let Some(snapshot) = named.clone().find_map(|entry| entry.read(kek)) {
+        let is_there = |entry: &&Entry| entry.cluster == first_cluster(kek);
+        let known = named.clone().filter(is_there).find_map(|entry| entry.read(kek));
+        let elsewhere = || named.clone().find_map(|entry| entry.read(kek)).map(Snapshot::elsewhere);
+        if let Some(snapshot) = known.or_else(elsewhere) {
             return Some(snapshot);
         }
         let other = named.next()?;
@@ -147,6 +151,15 @@ impl State {
              it is not used."
         );
         None
+    }
+
+    /// Puts what is known of these KEKs now in the place of what was.
+    pub(in crate::daemon) fn take_in(&mut self, memories: &Memories) {
+        let now = memories.iter().filter_map(|(kek, memory)| Entry::of(kek, memory.snapshot()));
+        for entry in now {
+            self.keks.retain(|known| !known.is_of_the_same_key(&entry));
+            self.keks.push(entry);
+        }
     }
 
     /// A section of another part of the daemon.
@@ -194,10 +207,9 @@ impl Entry {
         })
     }
 
-    /// What is known of `kek`; `None` when this is about another key.
+    /// What is known of `kek`, in whichever cluster; `None` when this is about another key.
     fn read(&self, kek: &KekSettings) -> Option<Snapshot> {
-        let is_of = self.cluster == first_cluster(kek)
-            && self.namespace == kek.namespace
+        let is_of = self.namespace == kek.namespace
             && self.mount == kek.mount
             && self.transit_key == kek.transit_key
             && self.epoch == kek.epoch;
@@ -215,6 +227,14 @@ impl Entry {
             proven: self.proven.map(UnixSeconds),
             lost: self.lost.clone(),
         })
+    }
+
+    fn is_of_the_same_key(&self, other: &Self) -> bool {
+        let key = |entry: &Self| {
+            let Self { name, cluster, namespace, mount, transit_key, epoch, .. } = entry.clone();
+            (name, cluster, namespace, mount, transit_key, epoch)
+        };
+        key(self) == key(other)
     }
 }
 

@@ -71,15 +71,34 @@ fn what_is_known_of_a_key_is_not_believed_of_another() {
         KekSettings { transit_key: "kube2".into(), ..kek("a") },
         KekSettings { namespace: None, ..kek("a") },
         KekSettings { epoch: Some("2".into()), ..kek("a") },
-        KekSettings { clusters: vec![ClusterName::try_new("b").unwrap()], ..kek("a") },
         kek("b"),
     ] {
         assert_eq!(known.of(&other), None, "{other:?}");
     }
+    // In another cluster it is not proven, nor lost, but its key_id must not go back.
+    let elsewhere = KekSettings { clusters: vec![ClusterName::try_new("b").unwrap()], ..kek("a") };
+    let active = Some(version(3));
+    let named = Snapshot { activated: active, active, ..Snapshot::default() };
+    assert_eq!(known.of(&elsewhere), Some(named));
     // Where it is pinned, and which replicas it has besides, makes no other key of it.
     let clusters = ["default", "b"].map(|name| ClusterName::try_new(name).unwrap());
     let same = KekSettings { active_version: Some(1), clusters: clusters.into(), ..kek("a") };
     assert!(known.of(&same).is_some());
+}
+
+#[test]
+fn what_is_learnt_while_running_takes_the_place_of_what_was() {
+    let there = KekSettings { clusters: vec![ClusterName::try_new("b").unwrap()], ..kek("a") };
+    let mut known = state(&[(&kek("a"), snapshot(1)), (&kek("c"), snapshot(2))]);
+    known.take_in(&vec![
+        (Arc::new(kek("a")), memory(snapshot(5))),
+        (Arc::new(there.clone()), memory(snapshot(6))),
+        (Arc::new(kek("c")), Arc::new(KekMemory::new())),
+    ]);
+    assert_eq!(known.of(&kek("a")), Some(snapshot(5)));
+    assert_eq!(known.of(&there), Some(snapshot(6)));
+    assert_eq!(known.of(&kek("c")), Some(snapshot(2)), "nothing was learnt of it");
+    assert_eq!(known.keks.len(), 3);
 }
 
 #[test]

@@ -271,7 +271,8 @@ async fn a_refusal_of_the_first_cluster_to_encrypt_is_not_evaded() {
     pair.at_a(|s| s.refuse_encrypt = Some(Refusal::PolicyDenied));
     pair.at_b(|s| s.encrypts.clear());
     let error = pair.encrypt().await.unwrap_err();
-    assert!(error.is_refusal(), "{error}");
+    let KeyringError::Transit { source, .. } = &error else { panic!("{error}") };
+    assert!(source.is_final(), "{error}");
     assert_eq!(pair.at_b(|s| s.encrypts.len()), 0);
 }
 

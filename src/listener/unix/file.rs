@@ -28,7 +28,7 @@ struct FileId {
 }
 
 /// Refuses a folder in which anybody could replace our socket.
-pub(super) fn check_parent(path: &Path) -> Result<(), BindError> {
+pub(in crate::listener) fn check_parent(path: &Path) -> Result<(), BindError> {
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),

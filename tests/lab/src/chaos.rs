@@ -53,6 +53,9 @@ pub struct Row {
     victim: Victim,
     /// Whether the fault is a node that hangs.
     hangs: bool,
+    /// Whether the first cluster is silent as a whole: the calls that find it so wait for it,
+    /// and no others do.
+    passed_over: bool,
     /// Whether standbys serve by themselves, as OpenBao's do.
     standbys_serve: bool,
     way: Way,
@@ -134,6 +137,15 @@ pub struct Ground {
     binary: PathBuf,
 }
 
+/// What becomes of answers that were good and later than promised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lateness {
+    /// They are printed: the machine may be busy.
+    Told,
+    /// They count like a call that failed.
+    Counts,
+}
+
 /// How long a row goes on.
 #[derive(Debug, Clone, Copy)]
 pub struct Spans {
@@ -157,14 +169,14 @@ pub fn table() -> Vec<Row> {
 /// Says everything that callers noticed and may not notice.
 pub async fn play_short(binary: impl AsRef<Path>, group: Group) -> Result {
     let rows: Vec<_> = table().into_iter().filter(|row| row.group == group).collect();
-    play(binary.as_ref(), &rows, Spans::short()).await
+    play(binary.as_ref(), &rows, Spans::short(), Lateness::Told).await
 }
 
 /// Plays rows one after the other on one cluster, and prints a line for each.
 ///
 /// # Errors
 /// Says everything that callers noticed and may not notice, once all rows were played.
-pub async fn play(binary: &Path, rows: &[Row], spans: Spans) -> Result {
+pub async fn play(binary: &Path, rows: &[Row], spans: Spans, lateness: Lateness) -> Result {
     let ground = Ground::start(binary).await?;
     println!("{}", Outcome::heading());
     let mut complaints = Vec::new();
@@ -176,11 +188,13 @@ pub async fn play(binary: &Path, rows: &[Row], spans: Spans) -> Result {
         while tries > 0 {
             let outcome = Box::pin(run(row, &ground, spans)).await?;
             println!("{outcome}");
-            outcome.slowness().iter().for_each(|what| println!("    {what}"));
+            let slowness = outcome.slowness();
+            slowness.iter().for_each(|what| println!("    {what}"));
             if let Some(failure) = outcome.example() {
                 println!("    {failure}");
             }
-            let wrong = outcome.complaints().into_iter();
+            let counts = slowness.into_iter().filter(|_| lateness == Lateness::Counts);
+            let wrong = outcome.complaints().into_iter().chain(counts);
             complaints.extend(wrong.map(|what| format!("{}: {what}", row.name)));
             if has_victim && outcome.has_met() {
                 met += 1;
@@ -219,6 +233,7 @@ impl Row {
             wire_bound: 1.5,
             victim,
             hangs: false,
+            passed_over: false,
             standbys_serve: true,
             way: Way::Direct,
             recovery: RecoveryFrom::Fault,

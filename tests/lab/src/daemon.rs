@@ -1,9 +1,11 @@
 //! The daemon under test: started as an operator would, watched from outside.
 
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -34,7 +36,12 @@ pub struct DaemonBuilder {
     extra: Vec<OsString>,
     whole: Option<Vec<OsString>>,
     environment: Vec<(OsString, OsString)>,
+    inherited: Option<Arc<OwnedFd>>,
 }
+
+/// Puts the descriptor where systemd would, and says so as systemd would: the daemon takes
+/// over the shell's process id.
+const ACTIVATE: &str = r#"exec 3<&0 0</dev/null; LISTEN_PID=$$ exec "$@""#;
 
 // === impl DaemonBuilder ===
 
@@ -82,6 +89,14 @@ impl DaemonBuilder {
         self
     }
 
+    /// A socket that it inherits, as from systemd. `LISTEN_FDS` can be set to something else
+    /// afterwards.
+    #[must_use]
+    pub fn inherit(mut self, descriptor: impl Into<OwnedFd>) -> Self {
+        self.inherited = Some(Arc::new(descriptor.into()));
+        self.env("LISTEN_FDS", "1")
+    }
+
     /// Starts it and does not wait for its socket.
     pub fn spawn(self) -> Result<Daemon> {
         let folder = temporary_folder("kms-")?;
@@ -89,7 +104,12 @@ impl DaemonBuilder {
         crate::tls::replace_file(&config, &self.config)?;
         let socket = self.socket.clone().unwrap_or_else(|| folder.path().join("kms.sock"));
         let command = self.command(&config, &socket);
-        let process = Process::spawn("the daemon", command, &folder.path().join("daemon.log"))?;
+        let stdin = match &self.inherited {
+            Some(inherited) => Stdio::from(inherited.try_clone()?),
+            None => Stdio::null(),
+        };
+        let log = folder.path().join("daemon.log");
+        let process = Process::spawn_reading("the daemon", command, stdin, &log)?;
         Ok(Daemon { process, config, socket, folder })
     }
 
@@ -101,7 +121,14 @@ impl DaemonBuilder {
     }
 
     fn command(&self, config: &Path, socket: &Path) -> Command {
-        let mut command = Command::new(&self.binary);
+        let mut command = match self.inherited {
+            None => Command::new(&self.binary),
+            Some(_) => {
+                let mut shell = Command::new("/bin/sh");
+                shell.args(["-c", ACTIVATE, "systemd"]).arg(&self.binary);
+                shell
+            }
+        };
         match &self.whole {
             None => {
                 command.arg("serve").arg("--config").arg(config).arg("--socket").arg(socket);
@@ -146,6 +173,7 @@ impl Daemon {
             extra: Vec::new(),
             whole: None,
             environment: Vec::new(),
+            inherited: None,
         }
     }
 
@@ -260,6 +288,11 @@ impl Daemon {
     /// Sends SIGINT.
     pub fn interrupt(&self) -> Result {
         self.process.signal(Signal::INT)
+    }
+
+    /// Stops its process (SIGSTOP) or lets it go on (SIGCONT).
+    pub fn freeze(&self, frozen: bool) -> Result {
+        self.process.signal(if frozen { Signal::STOP } else { Signal::CONT })
     }
 
     /// Ends it with SIGKILL.

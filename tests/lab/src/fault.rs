@@ -82,15 +82,21 @@ impl FaultProxy {
     }
 
     /// Starts one that listens at `address`: any of 127.0.0.0/8 can be bound, so that a
-    /// name can have several addresses of one port.
+    /// name can have several addresses of one port. Port 0 takes a free one.
     pub async fn start_at(address: SocketAddr, target: &str) -> Result<Self> {
         let target = target.split("://").last().unwrap_or(target).trim_end_matches('/').to_owned();
         let listener = bind(address).await?;
+        let address = listener.local_addr()?;
         let (plan, seen) = watch::channel(Plan::default());
         let counters = Arc::new(Counters::default());
         let mut task = JoinSet::new();
         task.spawn(accept_loop(listener, address, target, seen, Arc::clone(&counters)));
         Ok(Self { address, plan, counters, _task: task })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// The address to give to the daemon, with this scheme.

@@ -23,6 +23,13 @@ const GRPCIO: Package = Package {
     remedy: "it is needed for the independent client only",
 };
 
+const FAKETIME: Package = Package {
+    requirement: "libfaketime==3.0.1",
+    folder: "libfaketime-3.0.1",
+    proof: "libfaketime/vendor/libfaketime/src/libfaketime.so.1",
+    remedy: "or name a libfaketime.so.1 in VAULT_KMS_PROXY_LAB_FAKETIME",
+};
+
 struct Package {
     requirement: &'static str,
     folder: &'static str,
@@ -50,6 +57,15 @@ pub fn bao() -> Result<PathBuf> {
 /// A folder for `PYTHONPATH` that holds gRPC's C core for Python, installed on first use.
 pub fn grpcio() -> Result<PathBuf> {
     install(&lab_folder(), &GRPCIO)
+}
+
+/// The library that gives a process a wall clock of its own when it is preloaded:
+/// `$VAULT_KMS_PROXY_LAB_FAKETIME`, else libfaketime, installed on first use.
+pub fn faketime() -> Result<PathBuf> {
+    if let Some(named) = std::env::var_os("VAULT_KMS_PROXY_LAB_FAKETIME") {
+        return Ok(PathBuf::from(named));
+    }
+    Ok(install(&lab_folder(), &FAKETIME)?.join(FAKETIME.proof))
 }
 
 /// Where the lab keeps what it installs: `lab` in the workspace's target folder.

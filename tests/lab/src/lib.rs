@@ -11,6 +11,7 @@
 //! | names, and what becomes of them | [`Dns`] |
 //! | answers that no real server can be made to give | [`FakeVault`] (a fake, and named so) |
 //! | the daemon under test | [`Daemon`], [`Config`] |
+//! | what systemd does for a service with a socket | [`Systemd`] |
 //! | a client on its socket | [`Kms`] |
 //! | callers that never pause | [`Callers`] |
 //! | faults under load, and what they cost | [`chaos`] |
@@ -41,6 +42,7 @@ pub mod otlp;
 mod port;
 mod process;
 mod signed_token;
+mod systemd;
 mod tls;
 mod token_review;
 mod wait;
@@ -59,6 +61,7 @@ pub use self::kms::Kms;
 pub use self::node::{Audited, Node};
 pub use self::port::free_port;
 pub use self::signed_token::TokenIssuer;
+pub use self::systemd::Systemd;
 pub use self::tls::{Authority, Identity, IdentityFiles, Validity};
 pub use self::token_review::FakeTokenReview;
 pub use self::wait::eventually;

@@ -24,7 +24,17 @@ pub(crate) struct Process {
 
 impl Process {
     /// Starts `command` with stdout and stderr appended to `log`.
-    pub(crate) fn spawn(name: &str, mut command: Command, log: &Path) -> Result<Self> {
+    pub(crate) fn spawn(name: &str, command: Command, log: &Path) -> Result<Self> {
+        Self::spawn_reading(name, command, Stdio::null(), log)
+    }
+
+    /// The same with something on stdin.
+    pub(crate) fn spawn_reading(
+        name: &str,
+        mut command: Command,
+        stdin: Stdio,
+        log: &Path,
+    ) -> Result<Self> {
         let out = OpenOptions::new()
             .create(true)
             .append(true)
@@ -33,7 +43,7 @@ impl Process {
         let program = command.get_program().to_string_lossy().into_owned();
         // Its own group: a Ctrl-C at the terminal is for the lab, which then ends its
         // children itself (or lets the reaper do so).
-        command.process_group(0).stdin(Stdio::null());
+        command.process_group(0).stdin(stdin);
         command.stdout(out.try_clone()?).stderr(out);
         let child = command.spawn().context(format!("cannot start {name} ({program})"))?;
         reaper(&format!("pid {}", child.id()));

@@ -70,9 +70,9 @@ impl Authority {
         &self.pem
     }
 
-    /// A server certificate for 127.0.0.1 and localhost.
+    /// A server certificate for 127.0.0.1, `::1` and localhost.
     pub fn server(&self) -> Result<Identity> {
-        self.server_for(&["127.0.0.1", "localhost"], Validity::Now)
+        self.server_for(&["127.0.0.1", "::1", "localhost"], Validity::Now)
     }
 
     /// A server certificate for other names (DNS names or IP addresses) or times.

@@ -6,6 +6,8 @@
 //! and what came out is kept there for every later login.
 
 mod kept;
+mod lock;
+mod owner;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -15,15 +17,16 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
-use tokio::sync::Mutex;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use self::kept::{Digest, Keep, Kept};
+use self::owner::Owner;
 use crate::clock::Deadline;
 use crate::cluster::auth::{AuthError, body, checked_token, resolve};
 use crate::cluster::authenticate::Link;
 use crate::cluster::{Answer, CallError, CallErrorKind, Operation, Verb, words};
 use crate::config::settings::SecretSource;
+use crate::task::unbroken;
 
 /// As for a login.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,7 +43,7 @@ pub(in crate::cluster::auth) struct Wrapped {
     mount: String,
     keep: Keep,
     link: Link,
-    memory: Mutex<Memory>,
+    memory: lock::Shared,
 }
 
 /// What is known beside the file.
@@ -58,8 +61,8 @@ struct Memory {
 
 impl Wrapped {
     pub(super) fn new(token: SecretSource, kept_in: PathBuf, mount: &str, link: Link) -> Self {
-        let (mount, keep) = (mount.to_owned(), Keep::new(kept_in));
-        Self { token, mount, keep, link, memory: Mutex::default() }
+        let memory = lock::shared(&kept_in);
+        Self { token, mount: mount.to_owned(), keep: Keep::new(kept_in), link, memory }
     }
 
     pub(super) fn token_file(&self) -> Option<&Path> {
@@ -68,60 +71,105 @@ impl Wrapped {
 
     /// The secret id: the kept one, or out of a token that is new. In a task of its own,
     /// which goes on to its end when nobody waits for it any more: between the unwrap and
-    /// the file there is no other copy. Every step in it has its deadline.
-    pub(super) async fn secret_id(self: &Arc<Self>) -> Result<SecretString, AuthError> {
-        let this = Arc::clone(self);
-        match tokio::spawn(async move { this.find_secret_id().await }).await {
+    /// the file there is no other copy. Every step in it has its deadline, and the end of
+    /// the process waits for it.
+    pub(super) async fn secret_id(
+        self: &Arc<Self>,
+        role_id: &SecretString,
+    ) -> Result<SecretString, AuthError> {
+        let (this, owner) = (Arc::clone(self), self.owner(role_id));
+        match tokio::spawn(async move { this.find_secret_id(owner).await }).await {
             Ok(outcome) => outcome,
             Err(end) if end.is_panic() => std::panic::resume_unwind(end.into_panic()),
             Err(_) => std::future::pending().await, // the process ends
         }
     }
 
-    async fn find_secret_id(&self) -> Result<SecretString, AuthError> {
+    async fn find_secret_id(&self, owner: Owner) -> Result<SecretString, AuthError> {
         let memory = &mut *self.memory.lock().await;
         let (kept, trouble) = match self.kept(memory).await {
             Ok(kept) => (kept, None),
             Err(error) => (None, Some(error)),
         };
+        let foreign = kept.as_ref().and_then(|kept| kept.owner.is_not(&owner));
+        let foreign = foreign.map(|why| AuthError::File { path: self.keep.path().to_owned(), why });
         let (token, digest) = match self.token().await {
             Ok(token) => token,
             // Whoever brought the token may have taken it away again.
-            Err(error) => return kept.map(|kept| kept.secret_id).ok_or(trouble.unwrap_or(error)),
+            Err(error) => {
+                return match kept {
+                    Some(kept) if foreign.is_none() => Ok(self.serve(kept, owner).await),
+                    Some(_) | None => Err(foreign.or(trouble).unwrap_or(error)),
+                };
+            }
         };
         let Some(kept) = kept else {
-            return self.unwrap(token, digest, memory).await.map_err(|e| trouble.unwrap_or(e));
+            return self
+                .unwrap(token, digest, owner, memory)
+                .await
+                .map_err(|e| trouble.unwrap_or(e));
         };
-        if kept.came_from == digest {
-            return Ok(kept.secret_id);
-        }
-        match self.unwrap(token, digest.clone(), memory).await {
-            Err(why) => {
-                if memory.told.as_ref() != Some(&digest) {
-                    error!(
-                        cluster = %self.link.name(), error = %why,
-                        "The new wrapping token cannot be used; logins go on with the secret ID \
-                         that was unwrapped before."
-                    );
-                    memory.told = Some(digest);
-                }
-                Ok(kept.secret_id)
+        match (kept.came_from == digest, foreign) {
+            (true, None) => Ok(self.serve(kept, owner).await),
+            // It is used up, and nobody else has done so.
+            (true, Some(foreign)) => Err(foreign),
+            (false, Some(foreign)) => {
+                warn!(
+                    cluster = %self.link.name(), error = %foreign,
+                    "The secret ID that is kept is not used; the new wrapping token is unwrapped."
+                );
+                self.unwrap(token, digest, owner, memory).await
             }
-            unwrapped => unwrapped,
+            (false, None) => match self.unwrap(token, digest.clone(), owner, memory).await {
+                Err(why) => {
+                    if memory.told.as_ref() != Some(&digest) {
+                        error!(
+                            cluster = %self.link.name(), error = %why,
+                            "The new wrapping token cannot be used; logins go on with the secret \
+                             ID that was unwrapped before."
+                        );
+                        memory.told = Some(digest);
+                    }
+                    Ok(kept.secret_id)
+                }
+                unwrapped => unwrapped,
+            },
         }
+    }
+
+    /// What `kept` holds. It belongs to `owner` from now on, so that one address after the
+    /// other can be replaced.
+    async fn serve(&self, kept: Kept, owner: Owner) -> SecretString {
+        if kept.owner != owner {
+            let next = Kept { owner, ..kept.clone() };
+            let written = async {
+                let place = self.keep.prepare(self.keep.lock().await?).await?;
+                place.keep(&next).await.map_err(|error| self.keep.failed(&error))
+            };
+            if let Err(error) = written.await {
+                debug!(cluster = %self.link.name(), %error, "The new addresses are not kept.");
+            }
+        }
+        kept.secret_id
+    }
+
+    fn owner(&self, role_id: &SecretString) -> Owner {
+        Owner::new(&self.link, &self.mount, role_id)
     }
 
     /// Where the secret id in a token that is still to be unwrapped was made; `None` when
     /// there is nothing to unwrap.
-    pub(super) async fn fresh(&self) -> Result<Option<String>, AuthError> {
+    pub(super) async fn fresh(&self, role_id: &SecretString) -> Result<Option<String>, AuthError> {
         let kept = self.kept(&*self.memory.lock().await).await?;
+        let foreign = kept.as_ref().and_then(|kept| kept.owner.is_not(&self.owner(role_id)));
         let (token, digest) = match (self.token().await, &kept) {
             (Ok(token), _) => token,
-            (Err(_), Some(_)) => return Ok(None),
-            (Err(error), None) => return Err(error),
+            (Err(_), Some(_)) if foreign.is_none() => return Ok(None),
+            (Err(error), _) => return Err(error),
         };
         if kept.is_some_and(|kept| kept.came_from == digest) {
-            return Ok(None);
+            let refused = |why| AuthError::File { path: self.keep.path().to_owned(), why };
+            return foreign.map_or(Ok(None), |why| Err(refused(why)));
         }
         self.look(&token, None).await.map(Some)
     }
@@ -143,11 +191,24 @@ impl Wrapped {
         &self,
         token: SecretString,
         digest: Digest,
+        owner: Owner,
         memory: &mut Memory,
     ) -> Result<SecretString, AuthError> {
-        let place = self.keep.prepare().await?;
+        let lock = self.keep.lock().await?;
+        // Another process may have been here since we looked.
+        let kept = self.keep.read().await.ok().flatten();
+        let ours = |kept: &Kept| kept.came_from == digest && kept.owner.is_not(&owner).is_none();
+        if let Some(kept) = kept.filter(ours) {
+            return Ok(kept.secret_id);
+        }
+        let place = self.keep.prepare(lock).await?;
         let unanswered = memory.unanswered.as_ref().filter(|unanswered| **unanswered == digest);
         let made_at = self.look(&token, unanswered).await?;
+        // From the unwrap to the file.
+        let Some(_unbroken) = unbroken::begin() else {
+            let why = "this process is about to end".to_owned();
+            return Err(AuthError::Wrapping { why, remedy: "the next one does" });
+        };
         let operation = Operation {
             verb: Verb::Unwrap,
             method: Method::POST,
@@ -166,7 +227,7 @@ impl Wrapped {
         };
         // Between the look and now.
         let unwrapped = self.read(&answer, None, |body: Unwrapped| body.data)?;
-        let kept = Kept { came_from: digest, secret_id: unwrapped.secret_id.into() };
+        let kept = Kept { came_from: digest, owner, secret_id: unwrapped.secret_id.into() };
         let (cluster, file) = (self.link.name(), self.keep.path().display());
         match place.keep(&kept).await {
             Ok(()) => info!(%cluster, made_at, %file, "Unwrapped the secret ID; it is kept."),

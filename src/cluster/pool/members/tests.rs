@@ -91,6 +91,40 @@ async fn a_name_with_too_many_addresses_does_not_push_the_others_out() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn addresses_that_change_faster_than_numbers_are_free_leave_the_last_good_ones() {
+    let second = Duration::from_secs(1);
+    let members = Members::new(cluster(), 2);
+    members.set(1, sites("b", [1]), make);
+    assert_eq!(members.set(0, sites("a", 0..40), make), None);
+    let first_change = Instant::now();
+    let again = members.set(0, sites("a", 100..140), make);
+    assert_eq!(again, Some(first_change + REMEMBERED));
+    let of_a = |members: &Members<()>, from: u8, to: u8| {
+        let octets = (from..to).map(|byte| format!("https://a:8200 (10.0.0.{byte})"));
+        octets.filter(|name| names(members).contains(name)).count()
+    };
+    assert_eq!((of_a(&members, 100, 140), of_a(&members, 0, 40)), (23, 17));
+
+    // All numbers are taken or remembered by now.
+    tokio::time::advance(second).await;
+    members.set(0, sites("a", 200..240), make);
+    assert_eq!(members.roster().len(), 41, "those that were there serve on");
+    assert_eq!(of_a(&members, 200, 240), 0);
+    assert_eq!(names(&members).last().unwrap(), "https://b:8200 (10.0.0.1)", "in order");
+
+    // As numbers become free, whoever sets them again at the time that was told.
+    let mut rounds = 0;
+    while let Some(at) = members.set(0, sites("a", 200..240), make) {
+        rounds += 1;
+        assert!(rounds < 5 && at > Instant::now(), "{rounds} rounds");
+        assert_eq!(members.roster().len(), 41);
+        tokio::time::sleep_until(at).await;
+    }
+    assert_eq!((members.roster().len(), of_a(&members, 200, 240)), (41, 40));
+    assert!(first_change.elapsed() <= REMEMBERED * 2 + second, "{:?}", first_change.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_two_urls_stand_for_is_one_address() {
     let members = Members::new(cluster(), 2);
     members.set(0, sites("a", [1, 2]), make);

@@ -12,14 +12,22 @@ struct Followed {
     doubt: Doubt,
     first: watch::Receiver<First>,
     taken: Arc<Mutex<Vec<String>>>,
+    /// When something was there to take.
+    offered: Arc<Mutex<Vec<Instant>>>,
     _task: OwnedTask,
 }
 
 impl Followed {
     fn start(fake: &Arc<Fake>, url: &str) -> Self {
+        Self::start_full(fake, url, None)
+    }
+
+    /// Whoever takes the addresses cannot take all of them until then.
+    fn start_full(fake: &Arc<Fake>, url: &str, full_until: Option<Instant>) -> Self {
         let (doubt, taken) = (Doubt::default(), Arc::new(Mutex::new(Vec::new())));
+        let offered = Arc::new(Mutex::new(Vec::new()));
         let (sender, first) = watch::channel(First::default());
-        let takes = Arc::clone(&taken);
+        let (takes, offers) = (Arc::clone(&taken), Arc::clone(&offered));
         let name = Name {
             cluster: ClusterName::try_new("test").unwrap(),
             url: url.parse().unwrap(),
@@ -30,10 +38,12 @@ impl Followed {
             take: Arc::new(move |sites| {
                 let show = |site: Site| format!("{}@{}", site.url, site.peer.unwrap());
                 *takes.lock().unwrap() = sites.into_iter().map(show).collect();
+                offers.lock().unwrap().push(Instant::now());
+                full_until.filter(|until| *until > Instant::now())
             }),
         };
         let task = OwnedTask::spawn("test", follow(name));
-        Self { fake: Arc::clone(fake), doubt, first, taken, _task: task }
+        Self { fake: Arc::clone(fake), doubt, first, taken, offered, _task: task }
     }
 
     fn taken(&self) -> Vec<String> {
@@ -107,6 +117,22 @@ async fn what_was_known_is_used_until_there_is_a_better_answer() {
     fake.set(HOST, Says::Addresses(&["10.0.0.2"], Some(5)));
     pass(PATIENCE.as_millis() as u64 + 5_000).await;
     assert_eq!(followed.taken(), ["https://vault.test/@10.0.0.2:443"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_taken_is_offered_again_when_it_can_though_dns_is_away() {
+    let began = Instant::now();
+    let fake = Fake::new();
+    fake.set(HOST, Says::Addresses(&["10.0.0.1"], Some(60)));
+    let full_until = began + Duration::from_millis(61_200);
+    let followed = Followed::start_full(&fake, "https://vault.test", Some(full_until));
+    pass(1).await;
+    fake.set(HOST, Says::Hangs);
+    pass(300_000).await;
+    let offered = followed.offered.lock().unwrap().clone();
+    assert_eq!(offered, [began, began + Duration::from_secs(70)], "once the question is given up");
+    let known = followed.taken();
+    assert_eq!(known, ["https://vault.test/@10.0.0.1:443"]);
 }
 
 #[tokio::test(start_paused = true)]

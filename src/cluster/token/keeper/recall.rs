@@ -8,6 +8,7 @@ use super::Keeper;
 use super::look::Checked;
 use super::publish::Origin;
 use crate::cluster::auth::AuthError;
+use crate::cluster::token::cache::BelongsTo;
 
 impl Keeper {
     /// Offers the cached token to callers, if there is one: nobody need wait for a login
@@ -21,11 +22,22 @@ impl Keeper {
                  such as a folder below /run."
             );
         }
-        match cache.read().await {
+        let owner = match self.method.identity().await {
+            Ok(login) => cache.belongs_to(&login),
+            Err(error) => {
+                info!(
+                    cluster = %self.link.name(), file = %cache.path().display(), %error,
+                    "The token of an earlier run is not used, for nobody can tell whose it is."
+                );
+                return;
+            }
+        };
+        match cache.read(owner.clone()).await {
             Ok(Some(cached)) => {
                 self.offer_unproven(cached.token);
                 self.learn_lease(cached.lease, false);
                 self.recalled = Some(cached.lease);
+                self.owner = Some(owner);
             }
             Ok(None) => {}
             Err(error) => info!(
@@ -64,11 +76,19 @@ impl Keeper {
         Some(Ok(()))
     }
 
+    /// Whose token a login brings now, for the cache, if there is one and anybody can tell.
+    pub(super) async fn owner_now(&self) -> Option<BelongsTo> {
+        let cache = self.cache.as_ref()?;
+        let login = self.method.identity().await.ok()?;
+        Some(cache.belongs_to(&login))
+    }
+
     /// Keeps the token for a later process.
     pub(super) async fn keep_cached(&mut self) {
         let (Some(cache), Some(held)) = (&self.cache, self.held()) else { return };
+        let Some(owner) = self.owner.clone() else { return };
         let lease = self.lease.map(|known| known.lease);
-        match cache.write(&held.value, lease).await {
+        match cache.write(owner, &held.value, lease).await {
             Ok(()) => self.cache_fails = false,
             Err(error) => {
                 if !self.cache_fails {

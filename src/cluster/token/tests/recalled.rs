@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::cluster::testing::{BARE_403, Scripted, cluster_of};
-use crate::config::settings::ClusterSettings;
+use crate::config::settings::{ClusterSettings, SecretSource};
 
 struct Cache {
     folder: tempfile::TempDir,
@@ -111,4 +111,36 @@ async fn a_token_is_never_shown_to_another_vault() {
     });
     cluster.ready(soon()).await.unwrap();
     assert!(scripted.seen().iter().all(|seen| seen.token.as_deref() != Some("t1")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_token_of_another_role_id_in_the_same_file_is_not_used() {
+    let cache = Cache { folder: tempfile::tempdir().unwrap(), vault: Arc::default() };
+    let role_id = cache.folder.path().join("role-id");
+    let settings = || {
+        let mut settings = cache.settings();
+        let AuthSettings::AppRole(role) = &mut settings.auth else { panic!() };
+        role.role_id = SecretSource::File(role_id.clone());
+        settings
+    };
+    std::fs::write(&role_id, "kms\n").unwrap();
+    let (cluster, _) = cache.start_with(settings());
+    cluster.ready(soon()).await.unwrap();
+    cache.written().await;
+    let text = std::fs::read_to_string(cache.settings().token_cache.unwrap()).unwrap();
+    assert!(!text.contains("kms"), "the role id is in the file: {text}");
+    drop(cluster);
+
+    // The same one, in a file that was written anew.
+    std::fs::write(&role_id, "kms").unwrap();
+    let (cluster, scripted) = cache.start_with(settings());
+    cluster.ready(soon()).await.unwrap();
+    assert_eq!(scripted.count(Verb::Login), 0);
+    drop(cluster);
+
+    std::fs::write(&role_id, "another").unwrap();
+    let (cluster, scripted) = cache.start_with(settings());
+    cluster.ready(soon()).await.unwrap();
+    assert_eq!(scripted.count(Verb::Login), 1);
+    assert_eq!(scripted.seen()[0].verb, Verb::Login, "the old role's token was shown");
 }

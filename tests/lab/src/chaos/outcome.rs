@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tonic::Code;
 
-use super::{Allowed, DEADLINE, RecoveryFrom, Row, timeline};
+use super::{Allowed, CALLERS, DEADLINE, RecoveryFrom, Row, timeline};
 use crate::{Failure, Seen};
 
 /// A caller's own clock may be this late where many share two cores.
@@ -17,6 +17,13 @@ const WAITED: Duration = Duration::from_millis(2500);
 
 /// A call that has so much time left when a node can answer again does not fail.
 const ENOUGH: Duration = Duration::from_secs(2);
+
+/// A call that takes this long has waited for a cluster that is silent (for 1 s).
+const WAITED_FOR_A_CLUSTER: Duration = Duration::from_millis(900);
+
+/// So many calls may: for each caller the one that finds it silent, and one that was on its
+/// way to it when it had just been taken back.
+const MAY_WAIT: usize = 2 * CALLERS;
 
 /// What is promised on a machine that has nothing else to do: so much more time than before
 /// for a call that meets a node that hangs,
@@ -41,6 +48,8 @@ pub struct Outcome {
     /// The p99 before the fault.
     normal: Duration,
     recovery: Duration,
+    /// Calls that waited for a silent cluster.
+    waited: usize,
     fault: Instant,
     back: Instant,
     has_met: bool,
@@ -90,6 +99,7 @@ impl Outcome {
             worst: timeline::quantile(since.iter().copied(), 1000),
             normal,
             recovery,
+            waited: since.iter().filter(|call| call.took >= WAITED_FOR_A_CLUSTER).count(),
             fault: times.fault,
             back: times.back,
             has_met,
@@ -119,14 +129,17 @@ impl Outcome {
             let (per_call, bound) = (self.per_call, self.row.wire_bound);
             complaints.push(format!("{per_call:.2} requests to Vault for each call, not {bound}"));
         }
+        if self.row.passed_over && self.waited > MAY_WAIT {
+            let waited = self.waited;
+            complaints.push(format!("{waited} calls waited for the silent cluster"));
+        }
         if self.row.recovery == RecoveryFrom::Return && self.recovery > DEADLINE {
             complaints.push("the return was not noticed within the deadline".to_owned());
         }
         complaints
     }
 
-    /// What took longer than is promised. No test fails because of it, for it may be the
-    /// machine.
+    /// What took longer than is promised; the machine may be why.
     pub fn slowness(&self) -> Vec<String> {
         let mut slowness = Vec::new();
         let mut limit = |what: &str, took: Duration, limit: Duration| {

@@ -1,9 +1,9 @@
-//! The first cluster dies, and a second one has a key of the same name.
+//! The first cluster dies or hangs, and a second one has a key of the same name.
 
 use std::time::Duration;
 
-use super::{Allowed, Group, KEY, RecoveryFrom, Row, Stage, Step, Victim};
-use crate::{Config, DevNode, Node, Result, eventually, fail};
+use super::{Allowed, Group, KEY, RecoveryFrom, Row, Stage, Step, Victim, Way};
+use crate::{Config, DevNode, Gate, Node, Result, eventually, fail};
 
 /// Says whether a replica may encrypt.
 const PROVEN: &str = "vault_kms_proxy_kek_replica_proven";
@@ -19,38 +19,27 @@ pub(super) fn rows() -> Vec<Row> {
         })
     };
     vec![
+        with_replica("first cluster dies, a replica lives", first_dies),
+        // Nothing refuses: connections are made and stay open, and no answer comes.
         Row {
-            wire_bound: 3.0,
-            prepare: |stage| {
+            passed_over: true,
+            ..with_replica("first cluster freezes, a replica lives", |stage| {
+                Box::pin(async { stage.cluster().nodes().iter().try_for_each(Node::stop) })
+            })
+        },
+        // Not even connections are made.
+        Row {
+            way: Way::Proxied,
+            passed_over: true,
+            ..with_replica("first cluster vanishes, a replica lives", |stage| {
                 Box::pin(async {
-                    let second = DevNode::start().await?;
-                    stage.cluster().admin().replicate_key(KEY, second.admin()).await?;
-                    beside(stage, second).await
-                })
-            },
-            ready: |stage| {
-                Box::pin(async {
-                    let daemon = stage.daemon()?;
-                    eventually("the replica is proven", PATIENCE, || async {
-                        Ok((daemon.metric(PROVEN, "cluster=\"two\"").await? > 0.0).then_some(()))
-                    })
-                    .await
-                })
-            },
-            verify: |stage| {
-                Box::pin(async {
-                    if stage.second()?.count_requests(&encrypt_path()) == 0 {
-                        fail!("the replica never encrypted");
+                    for proxy in stage.proxies() {
+                        proxy.blackhole();
+                        proxy.gate(Gate::Unreachable).await?;
                     }
                     Ok(())
                 })
-            },
-            ..Row::new(
-                "first cluster dies, a replica lives",
-                Group::Outage,
-                Victim::Nobody,
-                first_dies,
-            )
+            })
         },
         Row {
             allowed: Allowed::Unavailable,
@@ -82,6 +71,38 @@ pub(super) fn rows() -> Vec<Row> {
     ]
 }
 
+/// A second cluster with the same key, proven before the calls begin.
+fn with_replica(name: &'static str, act: Step) -> Row {
+    Row {
+        wire_bound: 3.0,
+        prepare: |stage| {
+            Box::pin(async {
+                let second = DevNode::start().await?;
+                stage.cluster().admin().replicate_key(KEY, second.admin()).await?;
+                beside(stage, second).await
+            })
+        },
+        ready: |stage| {
+            Box::pin(async {
+                let daemon = stage.daemon()?;
+                eventually("the replica is proven", PATIENCE, || async {
+                    Ok((daemon.metric(PROVEN, "cluster=\"two\"").await? > 0.0).then_some(()))
+                })
+                .await
+            })
+        },
+        verify: |stage| {
+            Box::pin(async {
+                if stage.second()?.count_requests(&encrypt_path()) == 0 {
+                    fail!("the replica never encrypted");
+                }
+                Ok(())
+            })
+        },
+        ..Row::new(name, Group::Outage, Victim::Nobody, act)
+    }
+}
+
 fn encrypt_path() -> String {
     format!("transit/encrypt/{KEY}")
 }
@@ -89,7 +110,8 @@ fn encrypt_path() -> String {
 /// Puts the second cluster behind the first.
 async fn beside(stage: &mut Stage, second: DevNode) -> Result {
     let config = second.config(&[KEY]).await?;
-    stage.config = Config::replicas(&[("one", &stage.config), ("two", &config)], &[KEY]);
+    let first = stage.config.clone().addresses(&stage.addresses());
+    stage.config = Config::replicas(&[("one", &first), ("two", &config)], &[KEY]);
     stage.second = Some(second);
     Ok(())
 }
