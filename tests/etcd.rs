@@ -1,6 +1,8 @@
 //! etcd as it really answers: with TLS and client certificates, in pages at one revision, after
 //! a compaction, and when a member is away; and what `census` makes of it.
 
+#![allow(clippy::unwrap_used, reason = "a helper of tests fails the test")]
+
 use std::time::Duration;
 
 use lab::Etcd as Server;
