@@ -1,10 +1,16 @@
 //! Compiles our own proto files with protox, so that no `protoc` is needed.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["kms/v1beta1/api.proto", "kms/v2/api.proto"];
-    let descriptors = protox::compile(files, ["proto"])?;
+    let kms = ["kms/v1beta1/api.proto", "kms/v2/api.proto"];
+    let descriptors = protox::compile(kms, ["proto"])?;
     tonic_prost_build::configure().compile_fds(descriptors)?;
-    for file in files {
+
+    // Of etcd we are a client, and keys and values stay in the buffer that they came in.
+    let etcd = ["etcd/kv.proto", "etcd/rpc.proto"];
+    let descriptors = protox::compile(etcd, ["proto"])?;
+    tonic_prost_build::configure().build_server(false).bytes(".mvccpb").compile_fds(descriptors)?;
+
+    for file in kms.iter().chain(&etcd) {
         println!("cargo:rerun-if-changed=proto/{file}");
     }
     Ok(())

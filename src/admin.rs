@@ -3,6 +3,8 @@
 //! - `/livez`: the process runs; never depends on Vault.
 //! - `/readyz`: what works and what does not, one line each.
 //! - `/metrics`: every metric as Prometheus text.
+//! - `/configz`: the configuration that runs, as JSON and without secrets, and how the last
+//!   reload ended.
 //!
 //! It must never cost the daemon its calls, so everything is bounded: connections, the
 //! size of a request's head, and the time that a connection may take from its first byte
@@ -10,6 +12,7 @@
 
 pub mod health;
 mod metrics;
+pub mod running;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -29,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use crate::telemetry::PrometheusText;
 
 pub use health::{Check, Readiness};
+pub use running::{LastReload, Running};
 
 /// Connections at once; more wait in the kernel's queue.
 const CONNECTIONS: usize = 32;
@@ -46,7 +50,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// What the endpoints answer from.
 #[derive(Clone, Debug)]
 pub struct AdminState {
-    /// Knows what works.
+    /// Knows what works and what runs.
     pub readiness: Arc<dyn Readiness>,
     /// Knows the metrics.
     pub prometheus: PrometheusText,
@@ -121,11 +125,12 @@ fn router(state: AdminState) -> Router {
         .route("/livez", get(health::live))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(metrics::metrics))
+        .route("/configz", get(running::running))
         .method_not_allowed_fallback(async || {
             (StatusCode::METHOD_NOT_ALLOWED, TEXT, "Only GET is served here.\n")
         })
         .fallback(async || {
-            (StatusCode::NOT_FOUND, TEXT, "Served here: /livez, /readyz, /metrics.\n")
+            (StatusCode::NOT_FOUND, TEXT, "Served here: /livez, /readyz, /metrics, /configz.\n")
                 .into_response()
         })
         .with_state(state)

@@ -135,14 +135,23 @@ mod tests {
     async fn whoever_comes_while_one_is_asked_in_good_time_waits_for_its_turn() {
         let path = Path::new("/no/such/file/waits");
         let (release, waits) = mpsc::channel::<()>();
-        let (first, second) =
-            tokio::join!(at(path, PATIENCE, move || waits.recv().is_err()), async {
-                let mut second = std::pin::pin!(at(path, PATIENCE, || 7));
-                assert!(futures_util::poll!(&mut second).is_pending());
-                drop(release);
-                second.await
-            },);
-        assert_eq!((first, second), (Ok(true), Ok(7)));
+        let has_ended = Arc::new(AtomicUsize::new(0));
+        let (ends, seen) = (Arc::clone(&has_ended), has_ended);
+        let first = at(path, PATIENCE, move || {
+            let _ = waits.recv();
+            ends.store(1, Ordering::SeqCst);
+        });
+        let second = async {
+            let mut second =
+                std::pin::pin!(at(path, PATIENCE, move || seen.load(Ordering::SeqCst)));
+            for _ in 0..20 {
+                assert!(futures_util::poll!(&mut second).is_pending(), "it did not wait");
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            drop(release);
+            second.await
+        };
+        assert_eq!(tokio::join!(first, second), (Ok(()), Ok(1)));
     }
 
     #[tokio::test]

@@ -10,8 +10,11 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+pub mod census;
 pub mod check;
 pub mod dial;
+pub mod etcd;
+pub mod inspect;
 pub mod oracle;
 pub mod policy;
 pub mod probe;
@@ -35,7 +38,9 @@ const CONFIG_VARIABLE: &str = "VAULT_KMS_PROXY_CONFIG";
     after_help = "Examples:\n  \
         vault-kms-proxy check --config /etc/vault-kms-proxy/vault-plugin.yaml --online\n  \
         vault-kms-proxy serve --config /etc/vault-kms-proxy/vault-plugin.yaml\n  \
-        vault-kms-proxy probe --socket /run/vault-kms-proxy/kms.sock\n\n\
+        vault-kms-proxy probe --socket /run/vault-kms-proxy/kms.sock\n  \
+        vault-kms-proxy census --require-none-on kube-2025\n  \
+        etcdctl get /registry/secrets/default/db --hex | vault-kms-proxy inspect --verify\n\n\
         The Oracle plugin's flags work too: -socketFile PATH -vaultConfig FILE.\n\
         Exit codes: 0 done, 1 failed, 64 bad command line or configuration."
 )]
@@ -50,6 +55,8 @@ enum Command {
     Check(check::Check),
     Probe(probe::Probe),
     Policy(policy::Policy),
+    Census(census::Census),
+    Inspect(inspect::Inspect),
 }
 
 /// Runs the command that `arguments` name; the first is the program's own name.
@@ -68,6 +75,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Arguments { command: Command::Check(check) }) => check::run(check),
         Ok(Arguments { command: Command::Probe(probe) }) => probe::run(probe),
         Ok(Arguments { command: Command::Policy(policy) }) => policy::run(policy),
+        Ok(Arguments { command: Command::Census(census) }) => census::run(census),
+        Ok(Arguments { command: Command::Inspect(inspect) }) => inspect::run(inspect),
         Err(error) => {
             // clap's own code for a bad command line is 2; help and version are no errors.
             let code = if error.use_stderr() { EXIT_USAGE } else { 0 };

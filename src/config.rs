@@ -6,12 +6,16 @@
 //! load         defaults < file < environment < flags, merged by figment
 //! resolve      the merged values -> settings: parsed once, never checked again
 //! written      the file again, to be kept for a later start
+//! outline      what the settings say, without secrets
+//! change       from one outline to the next: what differs, and what a reload refuses
 //! diagnostics  every problem at once: file, line, column, key, what to write instead
 //! ```
 
+pub mod change;
 pub mod diagnostics;
 mod file;
 pub mod load;
+pub mod outline;
 mod resolve;
 pub mod settings;
 pub mod written;
@@ -20,5 +24,6 @@ pub mod written;
 mod tests;
 
 pub use diagnostics::{Place, Problem, Problems, Severity};
-pub use load::{FileForm, Flags, Loaded, Sources, load};
+pub use load::{FileForm, Flags, Loaded, Places, Sources, load};
+pub use outline::Outline;
 pub use settings::Settings;

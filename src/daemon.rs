@@ -5,30 +5,29 @@
 //! the first [`generation`] is built in the background, however long Vault is away.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Stream, future};
-use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
-use crate::admin::{self, AdminState};
+use crate::admin::AdminState;
 use crate::config::load::{Loaded, Sources};
+use crate::config::outline::Outline;
 use crate::config::settings::Settings;
 use crate::kms::{self, MAX_REQUEST_BYTES};
-use crate::listener::accept::Acceptor;
 use crate::listener::connection::Connection;
 use crate::listener::inherited::Inherited;
-use crate::listener::peer::PeerPolicy;
+use crate::listener::moving;
 use crate::listener::unix::{self, BindError, BoundSocket};
 use crate::proto::v1beta1::key_management_service_server::KeyManagementServiceServer as V1Server;
 use crate::proto::v2::key_management_service_server::KeyManagementServiceServer as V2Server;
-use crate::task::{OwnedTask, unbroken};
+use crate::task::unbroken;
 use crate::telemetry::Telemetry;
 
+mod admin_port;
 #[cfg(test)]
 mod fleet;
 pub mod generation;
@@ -42,12 +41,14 @@ pub mod reload;
 pub mod signals;
 mod state;
 mod told;
+mod watch;
 
+use admin_port::AdminPort;
 use generations::Generations;
 use kept::Fallback;
 use notify::Notifier;
 use pulse::pulse;
-use reload::Reloader;
+use reload::{Parts, Reloader};
 use signals::{Signal, Signals};
 use told::Told;
 
@@ -117,49 +118,58 @@ pub async fn run(start: Start, telemetry: &Telemetry) -> Result<(), ServeError> 
             return Ok(());
         }
     };
-    let generations = Arc::new(Generations::default());
+    let started_with = Outline::of(&settings);
+    let generations = Arc::new(Generations::new(started_with, &sources));
     let stop = CancellationToken::new();
-    let admin = settings.admin.map(|address| {
-        let readiness = Arc::clone(&generations) as _;
-        let state = AdminState { readiness, prometheus: telemetry.prometheus().clone() };
-        let stop = stop.child_token();
-        let begin = move || serve_admin(address, state.clone(), stop.clone());
-        OwnedTask::spawn_again("admin", begin)
-    });
-
+    let readiness = Arc::clone(&generations) as _;
+    let state = AdminState { readiness, prometheus: telemetry.prometheus().clone() };
+    let admin = AdminPort::start(settings.admin, state, stop.child_token());
     let told = Told::new(notifier.clone(), Arc::clone(&generations));
     let status = told.follow();
     let told = match fallback {
         Some(fallback) => told.falls_back(&settings, &sources, &fallback),
         None => told.keeps(&settings, &sources, written),
     };
-    let started_with = settings.clone();
-    let reloader =
-        Reloader::start(sources, started_with, Arc::clone(&generations), telemetry, told);
+    let address = socket.address().clone();
+    let (socket, connections) = moving::accept(socket, &settings.socket, stop.child_token());
+    let reloader = Reloader::start(Parts {
+        sources,
+        settings: settings.clone(),
+        generations: Arc::clone(&generations),
+        telemetry: telemetry.clone(),
+        socket,
+        admin,
+        told,
+    });
     // The socket listens, so nobody is refused meanwhile; whoever waits in its line would only
     // be told that there are no keys yet.
     let _ = tokio::time::timeout(FIRST_BUILD, generations.tried()).await;
     let (pulse, own) = pulse();
-    let mut server = start_server(&settings, socket, own, &generations, &stop);
+    tracing::info!(socket = %address, "Serving KMS v1beta1 and v2.");
+    let connections = futures_util::stream::select(connections, own);
+    let mut server = start_server(&settings, connections, &generations, &stop);
     notifier.ready();
     let watchdog = notifier.watch(pulse);
-    let grace = settings.shutdown_grace;
 
-    loop {
+    let grace = loop {
         tokio::select! {
             signal = signals.next() => match signal {
                 Signal::Reload => reloader.request(),
                 Signal::Terminate(name) => {
+                    let running = generations.current();
+                    let grace =
+                        running.map_or(settings.shutdown_grace, |running| running.shutdown_grace());
                     tracing::info!(signal = name, ?grace, "Stopping; calls in flight may finish.");
-                    break;
+                    break grace;
                 }
             },
             ended = &mut server => return Err(server_end(ended)),
         }
-    }
+    };
 
     stop.cancel();
-    drop((reloader, watchdog, status));
+    drop((watchdog, status));
+    let state = reloader.stop();
     notifier.stopping().await;
     tokio::select! {
         _ = future::join(&mut server, unbroken::stop()) => {}
@@ -181,33 +191,11 @@ pub async fn run(start: Start, telemetry: &Telemetry) -> Result<(), ServeError> 
         );
     }
     server.abort();
-    drop(admin);
+    if let Some(state) = state {
+        state.finish().await;
+    }
     tracing::info!("Stopped.");
     Ok(())
-}
-
-/// People and load balancers look at the admin port, kube-apiserver does not: while it
-/// cannot be bound, calls are served without it.
-async fn serve_admin(address: SocketAddr, state: AdminState, stop: CancellationToken) {
-    let mut told = false;
-    let listener = loop {
-        match TcpListener::bind(address).await {
-            Ok(listener) => break listener,
-            Err(error) if !told => {
-                told = true;
-                tracing::error!(
-                    %address, %error,
-                    "The admin port cannot be bound; /livez, /readyz and /metrics are not served \
-                     until it can. Free it, or set admin.listen to another one or to off."
-                );
-            }
-            Err(_) => {}
-        }
-        tokio::time::sleep(ADMIN_BIND_RETRY).await;
-    };
-    let address = listener.local_addr().unwrap_or(address);
-    tracing::info!(%address, "Serving /livez, /readyz and /metrics.");
-    admin::serve(listener, state, stop).await;
 }
 
 /// The inherited socket, or the configured one.
@@ -223,8 +211,7 @@ async fn socket(
 
 fn start_server(
     settings: &Settings,
-    socket: BoundSocket,
-    own: impl Stream<Item = io::Result<Connection>> + Send + 'static,
+    connections: impl Stream<Item = io::Result<Connection>> + Send + 'static,
     generations: &Arc<Generations>,
     stop: &CancellationToken,
 ) -> JoinHandle<Result<(), tonic::transport::Error>> {
@@ -240,10 +227,6 @@ fn start_server(
         .layer(kms::stack::layers(&settings.kms))
         .add_service(V1Server::new(v1).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(V2Server::new(v2).max_decoding_message_size(MAX_REQUEST_BYTES));
-    tracing::info!(socket = %socket.address(), "Serving KMS v1beta1 and v2.");
-    let policy = PeerPolicy::new(&settings.socket);
-    let connections = Acceptor::new(socket, policy, stop.child_token()).into_stream();
-    let connections = futures_util::stream::select(connections, own);
     let stopped = stop.clone().cancelled_owned();
     tokio::spawn(router.serve_with_incoming_shutdown(connections, stopped))
 }
@@ -261,9 +244,6 @@ fn server_end(
 /// How long callers wait for the first generation, which takes reading a few files and no
 /// Vault.
 const FIRST_BUILD: Duration = Duration::from_secs(1);
-
-/// How often an admin port that could not be bound is tried again.
-const ADMIN_BIND_RETRY: Duration = Duration::from_secs(5);
 
 /// How often a first generation that could not be built is tried again.
 pub(crate) const FIRST_BUILD_RETRY: Duration = Duration::from_secs(5);

@@ -19,6 +19,7 @@ pub mod clock;
 pub mod cluster;
 pub mod config;
 pub mod daemon;
+pub mod etcd;
 pub mod keyring;
 pub mod kms;
 pub mod listener;
@@ -28,7 +29,7 @@ pub mod task;
 pub mod telemetry;
 pub mod transit;
 
-/// The KMS plugin API on the wire, generated from `proto/`.
+/// The KMS plugin API on the wire, and the part of etcd's that we use, generated from `proto/`.
 pub mod proto {
     /// `KeyManagementService` of KMS v1.
     #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub)] // generated
@@ -39,5 +40,15 @@ pub mod proto {
     #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub)] // generated
     pub mod v2 {
         tonic::include_proto!("v2");
+    }
+    /// What is asked of etcd.
+    #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub)] // generated
+    pub mod etcd {
+        pub mod etcdserverpb {
+            tonic::include_proto!("etcdserverpb");
+        }
+        pub mod mvccpb {
+            tonic::include_proto!("mvccpb");
+        }
     }
 }

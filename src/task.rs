@@ -80,6 +80,7 @@ impl OwnedTask {
         let stop = token.clone();
         let handle = tokio::spawn(async move {
             tokio::select! {
+                biased;
                 () = stop.cancelled() => {}
                 () = work => {}
             }

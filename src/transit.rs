@@ -61,6 +61,13 @@ pub trait TransitKey: fmt::Debug + Send + Sync + 'static {
     /// Reads the key's metadata; of several clusters, the first one's.
     fn read(&self, deadline: Deadline) -> BoxFuture<'_, Result<KeyMetadata, TransitError>>;
 
+    /// The same as the active node has it: no other node's word will do, so it fails where the
+    /// active one cannot be asked, or is not known.
+    fn read_at_active(
+        &self,
+        deadline: Deadline,
+    ) -> BoxFuture<'_, Result<KeyMetadata, TransitError>>;
+
     /// What the token may do on this key's encrypt path, from `sys/capabilities-self`.
     fn encrypt_capabilities(
         &self,

@@ -159,8 +159,8 @@ async fn calls_go_on_over_renewals_and_over_the_max_ttl() -> lab::Result {
     println!("{calls} calls in {took:?}, {} logins", bao.logins());
     assert_eq!(bao.logins(), 2, "one login a token");
     assert!(bao.node.count_requests("auth/token/renew-self") >= 3);
-    // Nothing was refused, so nobody had to look.
-    assert_eq!(bao.node.count_requests(LOOKUP), 0);
+    // A call that was under way when the first token ended may have been refused. No more.
+    assert!(bao.node.count_requests(LOOKUP) <= 1, "{} looks", bao.node.count_requests(LOOKUP));
     Ok(())
 }
 

@@ -125,7 +125,7 @@ async fn keys_and_ciphertexts() -> lab::Result {
     row("a good read", &daemon, Verb::ReadKey, ("GET", "transit/keys/kube"), Value::Null, good)
         .await?;
 
-    let wrong_key = (400, Refused(Refusal::WrongKey));
+    let wrong_key = (400, Stale(Refusal::WrongKey));
     row("another key's", &daemon, Verb::Decrypt, DECRYPT, of(&others), wrong_key).await?;
     let too_new = (400, Stale(Refusal::TooNew));
     row("too new", &daemon, Verb::Decrypt, DECRYPT, of(&first.replace("v1", "v9")), too_new)
@@ -144,7 +144,7 @@ async fn keys_and_ciphertexts() -> lab::Result {
     let below = (400, Refused(Refusal::BelowMinimumEncryption));
     row("below the minimum", &daemon, Verb::Encrypt, ENCRYPT, with(1), below).await?;
     root.set_min_decryption_version("kube", 2).await?;
-    let too_old = (400, Refused(Refusal::TooOld));
+    let too_old = (400, Stale(Refusal::TooOld));
     row("too old", &daemon, Verb::Decrypt, DECRYPT, of(&first), too_old).await?;
 
     root.delete_key("kube").await?;
@@ -161,7 +161,7 @@ async fn keys_and_ciphertexts() -> lab::Result {
     let context = (400, BadRequest("context"));
     row("derived", &daemon, Verb::Encrypt, ENCRYPT, json!({ "plaintext": DEK }), context).await?;
     root.call("DELETE", "transit/keys/other/soft-delete", Value::Null).await?;
-    let deleted = (400, Refused(Refusal::KeyDeleted));
+    let deleted = (400, Stale(Refusal::KeyDeleted));
     row(
         "soft-deleted",
         root,
@@ -388,6 +388,7 @@ async fn roles_are_seen(stack: &Stack, nodes: &[&Node]) -> lab::Result<Vec<Role>
     eventually("each node is seen as what it is", Duration::from_secs(30), || async {
         // Without a token it is refused, wherever it is taken at all.
         let operation = Arc::new(Operation {
+            needs_active: false,
             verb: Verb::Decrypt,
             method: Method::POST,
             path: "/v1/transit/decrypt/kube".into(),

@@ -3,21 +3,11 @@
 
 use std::time::Duration;
 
-use lab::{Config, Daemon, DevNode, FaultProxy};
+use lab::{Config, Daemon, DevNode, FaultProxy, REFUSED, RELOADED};
 use serde_json::json;
 
 const DAEMON: &str = env!("CARGO_BIN_EXE_vault-kms-proxy");
 const PATIENCE: Duration = Duration::from_secs(20);
-const DONE: &str = "Reloaded; the new configuration is in force.";
-const FAILED: &str = "Reload failed; the running configuration stays:";
-
-/// Puts `config` into the daemon's file, sends SIGHUP and waits for what it says then.
-async fn reload(daemon: &Daemon, config: impl ToString, outcome: &str) -> lab::Result<String> {
-    let mark = daemon.log_mark();
-    daemon.write_config(config)?;
-    daemon.sighup()?;
-    daemon.wait_for_log_after(mark, outcome, PATIENCE).await
-}
 
 #[tokio::test]
 async fn a_trial_that_fails_leaves_no_trace_in_what_runs() -> lab::Result {
@@ -32,12 +22,19 @@ async fn a_trial_that_fails_leaves_no_trace_in_what_runs() -> lab::Result {
         .await?;
     let blind = bao.admin().create_token(json!({ "policies": ["blind"] })).await?;
     let elsewhere = other.config(&["kube"]).await?.with("reloadTimeout", "2s");
+    let another = DevNode::start().await?;
+    another.create_keys(&["kube"]).await?;
+    let another_key = another.config(&["kube"]).await?.with("reloadTimeout", "2s");
     for (what, trial) in [
         ("a Vault without the key", elsewhere),
+        ("a Vault whose key has the same name", another_key),
         ("a token that may not use the key", config.clone().token(&blind)),
     ] {
-        let line = reload(&daemon, trial, FAILED).await?;
-        println!("{what}: {}", line.split_once(FAILED).map_or("", |(_, why)| why));
+        let line = daemon.reload(trial, REFUSED).await?;
+        println!("{what}: {}", line.split_once(REFUSED).map_or("", |(_, why)| why));
+        assert!(line.contains(&daemon.config_file().display().to_string()), "{line}");
+        let is_another = line.contains("cannot decrypt what the running one has just encrypted");
+        assert_eq!(is_another, what.ends_with("name"), "{line}");
         // At once: a later canary of the running configuration would mend it.
         let after = daemon.kms().v2().status().await?;
         assert_eq!(after, before, "{what}");
@@ -65,15 +62,16 @@ async fn a_dead_cluster_that_is_not_the_primarys_holds_up_no_reload() -> lab::Re
     };
     let alive = cluster(get("addr"));
     let kube = json!({ "name": "kube", "cluster": "bao" });
-    let daemon = Daemon::start(DAEMON, config(json!({ "bao": alive }), json!([kube]))).await?;
+    let next = json!({ "name": "next", "cluster": "bao" });
+    let first = config(json!({ "bao": alive }), json!([kube, next]));
+    let daemon = Daemon::start(DAEMON, first).await?;
     daemon.wait_ready(PATIENCE).await?;
 
-    // The dead one comes first in the file, and the primary is a new one.
+    // The dead one comes first in the file, and the primary is another one.
     let both = json!({ "a-dead": cluster(json!(nobody)), "bao": alive });
-    let next = json!({ "name": "next", "cluster": "bao" });
     let lost = json!({ "name": "lost", "cluster": "a-dead" });
     let mark = daemon.log_mark();
-    reload(&daemon, config(both.clone(), json!([next, kube, lost])), DONE).await?;
+    daemon.reload(config(both.clone(), json!([next, kube, lost])), RELOADED).await?;
     let log = daemon.log();
     assert!(log[mark..].contains("A KEK that is not the primary does not answer"), "{log}");
     assert!(daemon.kms().v1().encrypt(&[7; 32]).await?.starts_with(b"next:v1:"));
@@ -81,10 +79,26 @@ async fn a_dead_cluster_that_is_not_the_primarys_holds_up_no_reload() -> lab::Re
     // Known to be dead by now, and unchanged: not even waited for.
     let mark = daemon.log_mark();
     let turned = config(both, json!([kube, next, lost]));
-    reload(&daemon, turned, DONE).await?;
+    daemon.reload(&turned, RELOADED).await?;
     let log = daemon.log();
     assert!(!log[mark..].contains("does not answer"), "{log}");
     assert!(daemon.kms().v1().encrypt(&[7; 32]).await?.starts_with(b"kube:v1:"));
+
+    // Changed, and no better: whoever is strict is told which line asks for it.
+    let elsewhere = format!("https://127.0.0.1:{}", lab::free_port()?);
+    let both = json!({ "a-dead": cluster(json!(elsewhere)), "bao": alive });
+    let mut strict = config(both, json!([kube, next, lost]));
+    strict["reload"] = json!({ "strict": true });
+    let line = daemon.reload(&strict, REFUSED).await?;
+    println!("{line}");
+    let file = daemon.config_file().display();
+    assert!(line.contains(&format!("{file}:1:")) && line.contains(&elsewhere), "{line}");
+    assert!(line.contains(": clusters.a-dead.addr: cluster a-dead: "), "{line}");
+    // The way out is open: the dead cluster is another one, or it goes with its key.
+    let mut gone = config(json!({ "bao": alive }), json!([kube, next]));
+    gone["retired"] = json!(["lost"]);
+    gone["reload"] = json!({ "strict": true });
+    daemon.reload(gone, RELOADED).await?;
     Ok(())
 }
 
@@ -103,11 +117,11 @@ async fn during_an_outage_everything_can_be_changed_but_what_works() -> lab::Res
     there.refuse().await?;
     // What is asked for first in an outage.
     let config = config.with("log", json!({ "level": "debug" }));
-    reload(&daemon, &config, DONE).await?;
+    daemon.reload(&config, RELOADED).await?;
     // The new address is as dead as the old one, for now.
     let mark = daemon.log_mark();
     let config = config.addresses(&[there.https()]);
-    reload(&daemon, &config, DONE).await?;
+    daemon.reload(&config, RELOADED).await?;
     let log = daemon.log();
     assert!(log[mark..].contains("but the running one cannot encrypt either"), "{log}");
     // kube-apiserver goes on with its seed as long as Status has a key_id.

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use lab::{Config, Daemon, DevNode, FaultProxy, eventually};
+use lab::{Callers, Config, Daemon, DevNode, FaultProxy, eventually};
+use serde_json::json;
 use tonic::Code;
 
 const DAEMON: &str = env!("CARGO_BIN_EXE_vault-kms-proxy");
@@ -27,6 +28,15 @@ async fn wait_told(daemon: &Daemon, words: &str) -> lab::Result {
         Ok(text.contains(words).then_some(()))
     })
     .await
+}
+
+/// Has the daemon take `config` into use; what it said before comes before the mark.
+async fn reload(daemon: &Daemon, config: &Config) -> lab::Result<usize> {
+    let mark = daemon.log_mark();
+    daemon.write_config(config)?;
+    daemon.sighup()?;
+    daemon.wait_for_log_after(mark, "Reloaded; the new configuration", PATIENCE).await?;
+    Ok(mark)
 }
 
 #[tokio::test]
@@ -130,5 +140,41 @@ async fn an_impostor_encrypts_nothing_and_is_no_reason_to_call_a_ciphertext_bad(
     })
     .await?;
     assert_eq!(kms.v2().decrypt(&made, "uid").await?, DEK);
+    Ok(())
+}
+
+#[tokio::test]
+async fn clusters_change_places_under_calls_and_a_reload_keeps_what_is_proven() -> lab::Result {
+    let ((a, proxy), b) = tokio::try_join!(first(), DevNode::start())?;
+    a.admin().replicate_key("kube", b.admin()).await?;
+    let at_a = a.config(&["kube"]).await?.addresses(&[proxy.https()]);
+    let at_b = b.config(&["kube"]).await?;
+    let a_first = Config::replicas(&[("a", &at_a), ("b", &at_b)], &["kube"]);
+    let b_first = Config::replicas(&[("b", &at_b), ("a", &at_a)], &["kube"]);
+    let daemon = Daemon::start(DAEMON, &a_first).await?;
+    let kms = daemon.kms();
+    let status = kms.v2().wait_ok(PATIENCE).await?;
+    daemon.wait_for_log("The replica is proven", PATIENCE).await?;
+
+    let old = (kms.v1().encrypt(&DEK).await?, DEK.to_vec());
+    let callers = Callers::start(&kms, 4, &[old]);
+    for config in [&b_first, &a_first] {
+        callers.more(20, PATIENCE).await?;
+        let mark = reload(&daemon, config).await?;
+        daemon.wait_for_log_after(mark, "The replica is proven", PATIENCE).await?;
+        assert_eq!(kms.v2().status().await?, status, "the same key_id, whoever comes first");
+    }
+    assert!(b.count_requests("transit/encrypt/kube") > 0, "it was the first one for a while");
+
+    // Another log level is no reason to prove anything again, and nobody could: the first
+    // cluster is away.
+    proxy.refuse().await?;
+    wait_told(&daemon, "cluster a is passed over").await?;
+    reload(&daemon, &a_first.clone().with("log", json!({ "level": "debug" }))).await?;
+    let made = kms.v2().encrypt(&DEK, "uid").await?;
+    assert_eq!(made.key_id, status.key_id);
+    callers.more(20, PATIENCE).await?;
+    let seen = callers.finish().await;
+    assert!(seen.failures.is_empty(), "{}", seen.failures_told());
     Ok(())
 }

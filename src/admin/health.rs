@@ -7,12 +7,16 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 
+use super::running::Running;
 use super::{AdminState, TEXT};
 
-/// Knows what works. Asked at each `/readyz`, so it answers from memory.
+/// Knows what works and what runs. Asked at each request, so it answers from memory.
 pub trait Readiness: fmt::Debug + Send + Sync + 'static {
     /// What was looked at, in an order that stays.
     fn checks(&self) -> Vec<Check>;
+
+    /// The configuration that runs.
+    fn running(&self) -> Running;
 }
 
 /// One thing that works or does not.

@@ -4,6 +4,8 @@ use std::sync::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
+use crate::config::load::Flags;
+use crate::config::outline::Outline;
 use crate::task::OwnedTask;
 
 /// Says what it was told to say.
@@ -13,6 +15,19 @@ struct Said(Mutex<Vec<Check>>);
 impl Readiness for Said {
     fn checks(&self) -> Vec<Check> {
         self.0.lock().unwrap().clone()
+    }
+
+    fn running(&self) -> Running {
+        Running {
+            version: "0.0.0".into(),
+            pid: 1,
+            file: Some("/etc/x.yaml".into()),
+            flags: Flags { socket: Some("@kms".into()), ..Flags::default() },
+            generation: Some(7),
+            configuration: Some(Outline::default()),
+            started_with: Outline::default(),
+            last_reload: None,
+        }
     }
 }
 
@@ -101,7 +116,7 @@ async fn other_paths_and_methods_are_told_what_is_served() {
     let admin = Admin::start().await;
     let answer = admin.get("/").await;
     assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
-    assert!(answer.ends_with("Served here: /livez, /readyz, /metrics.\n"), "{answer}");
+    assert!(answer.ends_with("Served here: /livez, /readyz, /metrics, /configz.\n"), "{answer}");
     let answer = admin.send("POST /livez HTTP/1.1\r\nHost: l\r\nContent-Length: 0\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 405"), "{answer}");
     assert!(answer.contains("allow: GET,HEAD\r\n"), "{answer}");
@@ -153,4 +168,14 @@ async fn it_ends_when_it_is_told_to_even_with_a_client_connected() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert!(TcpStream::connect(admin.address).await.is_err());
+}
+
+#[tokio::test]
+async fn configz_is_what_check_reads() {
+    let admin = Admin::start().await;
+    let answer = admin.get("/configz").await;
+    assert!(answer.contains("content-type: application/json"), "{answer}");
+    let json = answer.split_once("\r\n\r\n").unwrap().1;
+    let running: Running = serde_json::from_str(json).unwrap();
+    assert_eq!(running, admin.said.running());
 }

@@ -13,6 +13,7 @@ use crate::config::load::{self, FileForm, Flags, Loaded, Sources};
 mod cluster;
 mod kek;
 mod replicas;
+mod running;
 
 /// Check a configuration before a daemon runs on it.
 ///
@@ -21,13 +22,18 @@ mod replicas;
 /// got, and each key is looked at, encrypted with and decrypted with. The daemon's own
 /// environment variables count here too, so run it as the daemon's user. No key is ever made
 /// or changed.
+///
+/// Where a daemon runs on the same file, its admin port is asked what runs, and what a reload
+/// would change is shown, and what it would refuse.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "Examples:\n  \
     vault-kms-proxy check --config /etc/vault-kms-proxy/vault-plugin.yaml\n  \
     vault-kms-proxy check --config /etc/vault-kms-proxy/vault-plugin.yaml --online\n  \
+    vault-kms-proxy check --config next.yaml --running http://127.0.0.1:9480\n  \
     vault-kms-proxy check --oracle --config /etc/oracle/vault-plugin.yaml --online\n\n\
     Each finding begins with ok, warn (it works, but) or FAIL (it does not).\n\
-    Exit codes: 0 good (warnings allowed), 1 something online is wrong, 64 bad configuration.")]
+    Exit codes: 0 good (warnings allowed), 1 something online is wrong or a reload would be\n\
+    refused, 64 bad configuration.")]
 pub struct Check {
     /// The configuration file (YAML, or TOML when it ends in .toml). Without one, what the
     /// environment says is checked.
@@ -39,6 +45,9 @@ pub struct Check {
     /// Reach Vault too.
     #[arg(long)]
     online: bool,
+    /// The admin port of the daemon to compare with, whatever file it runs on.
+    #[arg(long, value_name = "URL")]
+    running: Option<String>,
     /// How long each step online may take.
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
     timeout: Duration,
@@ -88,17 +97,18 @@ pub fn run(check: Check) -> ExitCode {
         say(format_args!("{warning}\n"));
     }
     say(format_args!("{}\n", summary(&check, &loaded)));
-    if !check.online {
-        return ExitCode::SUCCESS;
-    }
     install_crypto_provider();
+    let would_reload = running::compare(&check, &sources, &loaded.settings);
+    if !check.online {
+        return if would_reload { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
     };
     let report = runtime.block_on(online(&loaded, check.timeout));
     say(format_args!("\n{}\n", report.summary()));
-    if report.failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    if report.failed > 0 || !would_reload { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 /// Looks at every cluster, and through it at each of its KEKs.

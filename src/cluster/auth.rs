@@ -215,6 +215,7 @@ fn login(
     fields: &[(&'static str, &str)],
 ) -> Operation {
     Operation {
+        needs_active: false,
         verb: Verb::Login,
         method: http::Method::POST,
         path: format!("/v1/auth/{}/login{tail}", path::encode(mount)),

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::error::{AttemptError, Fault};
+use super::error::{AttemptError, Fault, Word};
 use super::operation::{AddressIndex, Attempt, Classify, Operation, Verdict};
 use super::step::{Ended, Step};
 
@@ -36,13 +36,17 @@ impl Step for Judge {
         let answer = result?;
         let address = answer.address.clone();
         let fault = match self.judge.classify(&operation, &answer) {
+            Verdict::Final if operation.needs_active && answer.status.is_success() => {
+                let reason = "the active node's word was asked for";
+                Fault::Stale { reason, word: Word::Anyones, answer: Box::new(answer) }
+            }
             Verdict::Final => return Ok(answer),
             Verdict::TokenRefused => Fault::TokenRefused,
             Verdict::Elsewhere(verdict) => {
                 Fault::Elsewhere { status: answer.status.as_u16(), verdict }
             }
             Verdict::Stale(reason) => {
-                Fault::Stale { reason, by_active: false, answer: Box::new(answer) }
+                Fault::Stale { reason, word: Word::Anyones, answer: Box::new(answer) }
             }
         };
         Err(AttemptError { address, index: self.index, fault })

@@ -62,14 +62,26 @@ pub enum Fault {
     Stale {
         /// What it says.
         reason: &'static str,
-        /// It is the active node's for certain: whoever got the request has handed it on.
-        by_active: bool,
+        /// Whose word it is.
+        word: Word,
         /// The answer itself.
         answer: Box<Answer>,
     },
     /// The token was refused.
     #[error("the token was refused (HTTP 403)")]
     TokenRefused,
+}
+
+/// Whose word an answer is that may be stale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// Some node's, which may be behind.
+    Anyones,
+    /// That of a node which was known as the active one when it was asked. It may have been
+    /// that no longer.
+    Claimants,
+    /// The active node's for certain: whoever got the request has handed it on.
+    Actives,
 }
 
 /// A call that no address of the cluster could answer.

@@ -18,9 +18,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tower::{Layer, Service};
 
-use super::budget::Budget;
-use super::error::{AttemptError, Fault};
-use super::operation::{AddressSet, Answer, Attempt, AttemptReason};
+use super::budget::{Allowance, Budget};
+use super::error::{AttemptError, Fault, Word};
+use super::operation::{AddressIndex, AddressSet, Answer, Attempt, AttemptReason};
 use super::pool::{InFlight, Landed, NoAddress};
 use crate::config::settings::ClusterName;
 use crate::telemetry::metrics::{self, Metric};
@@ -40,9 +40,15 @@ pub(crate) const MAX_ATTEMPTS: u32 = 13;
 /// Losers that may run out in the background; beyond it they are cut.
 const MAX_LOSERS: usize = 64;
 
-/// Hedges as a share of the calls in percent, and a reserve of so many a second.
-const SHARE: u32 = 5;
-const RESERVE: u32 = 10;
+/// Hedges, beyond those that brought the answer. Of a daemon with two calls a second this
+/// makes one call in twenty cost one request more, whatever state Vault is in; the reserve is
+/// for a daemon that is mostly idle and meets its first frozen node.
+const ALLOWANCE: Allowance = Allowance { percent: 5, reserve: 3, refill: Duration::from_secs(60) };
+
+/// How soon a call that the budget has no hedge for asks it again. A hedge that wins puts
+/// back what it drew within a round trip, so that many calls that met the same frozen node
+/// are brought home by a few, one after the other.
+const ASK_AGAIN: Duration = Duration::from_millis(25);
 
 /// How soon an address that failed is asked again beside one that is still silent.
 const REJOIN: Duration = Duration::from_millis(250);
@@ -107,6 +113,8 @@ struct Round<P> {
     failed: Vec<AttemptError>,
     join_at: Instant,
     patience: Duration,
+    /// The addresses of hedges that the budget gave.
+    drawn: AddressSet,
     /// When an address had given an answer that may be stale, in this round or before.
     opinion_at: Option<Instant>,
     /// When an attempt of this round failed last.
@@ -118,9 +126,7 @@ struct Round<P> {
 impl HedgeLayer {
     /// Hedges for `cluster`, each after `delay`.
     pub fn new(cluster: ClusterName, delay: Arc<dyn HedgeDelay>) -> Self {
-        // Hedges add 5 % to the load at most; the reserve lets an idle daemon's first calls
-        // survive a node that just froze.
-        let budget = Budget::new(&cluster, AttemptReason::Hedge, RESERVE, SHARE);
+        let budget = Budget::new(&cluster, AttemptReason::Hedge, ALLOWANCE);
         let losers = Losers::default();
         Self { shared: Arc::new(Shared { cluster, delay, budget, losers }) }
     }
@@ -160,6 +166,7 @@ where
             tried: first.tried,
             opinion_at: first.is_second_opinion.then(Instant::now),
             failed_at: None,
+            drawn: AddressSet::default(),
             first,
             sent: 0,
             failed: Vec::new(),
@@ -226,10 +233,11 @@ where
 
     /// Takes an attempt's end; brings the round's, if this is it.
     fn land(&mut self, landed: Landed) -> Option<Result<Won, Missed>> {
-        let took = landed.took;
+        let (index, took) = (landed.index, landed.took);
         let error = match landed.accept() {
             Ok(answer) => {
                 self.shared.delay.observe(took);
+                self.settle(index);
                 self.leave(took);
                 return Some(Ok(Won { answer, sent: self.sent }));
             }
@@ -239,7 +247,7 @@ where
         // refuses it: a standby that lags does not know it yet.
         let ends = match error.fault {
             // the active node's word, which no other can better
-            Fault::Unsendable(_) | Fault::Stale { by_active: true, .. } => true,
+            Fault::Unsendable(_) | Fault::Stale { word: Word::Actives, .. } => true,
             Fault::TokenRefused => {
                 let is_another = |failed: &AttemptError| failed.index != error.index;
                 self.first.is_second_opinion || self.failed.iter().any(is_another)
@@ -257,6 +265,14 @@ where
         }
         self.join_at = Instant::now(); // its place is free
         None
+    }
+
+    /// The answer came from `index`. When that was a hedge, it was worth what was drawn: it
+    /// is a node that is silent and not a Vault that is slow.
+    fn settle(&self, index: AddressIndex) {
+        if self.drawn.contains(index) {
+            self.shared.budget.put_back(self.drawn.len());
+        }
     }
 
     fn missed(&mut self) -> Missed {
@@ -281,25 +297,30 @@ where
         // and this is no hedge on a slow answer. A trial brings its own hedge.
         let is_free = self.flights.iter().all(|f| f.is_left_out() || f.is_trial());
         if !is_free && !self.shared.budget.withdraw() {
-            self.join_at = Instant::now() + self.patience;
+            self.join_at = Instant::now() + ASK_AGAIN;
             return;
         }
-        if !self.ask_somebody().await && !is_free {
-            self.shared.budget.put_back();
+        let asked = self.ask_somebody().await;
+        match asked {
+            Some(index) if !is_free => self.drawn = self.drawn.with(index),
+            None if !is_free => self.shared.budget.put_back(1),
+            _ => {}
         }
     }
 
-    async fn ask_somebody(&mut self) -> bool {
-        if self.ask_beside(self.tried).await {
-            return true;
+    /// Whom it asked, if anybody.
+    async fn ask_somebody(&mut self) -> Option<AddressIndex> {
+        let asked = self.ask_beside(self.tried).await;
+        if asked.is_some() {
+            return asked;
         }
         // Every address was asked: those that failed are worth another try, but not at once,
         // and not for what will be the same for as long as the call lasts.
         self.join_at = Instant::now() + REJOIN.max(self.patience);
-        let Some(failed_at) = self.failed_at else { return false };
+        let failed_at = self.failed_at?;
         if failed_at + REJOIN > Instant::now() {
             self.join_at = failed_at + REJOIN;
-            return false;
+            return None;
         }
         let lasting = self.failed.iter().filter(|failed| failed.fault.is_lasting());
         let out_of_question = self
@@ -312,7 +333,7 @@ where
     }
 
     /// Sends a hedge to an address outside `tried`, if one can take it.
-    async fn ask_beside(&mut self, tried: AddressSet) -> bool {
+    async fn ask_beside(&mut self, tried: AddressSet) -> Option<AddressIndex> {
         let attempt = Attempt {
             number: self.first.number + self.sent,
             reason: AttemptReason::Hedge,
@@ -322,11 +343,12 @@ where
             needs_active: self.first.needs_active,
             ..Attempt::first(self.first.call.clone())
         };
-        let Ok(flight) = self.pool.call(attempt).await else { return false };
+        let flight = self.pool.call(attempt).await.ok()?;
+        let index = flight.index();
         let labels = [KeyValue::new("cluster", self.shared.cluster.as_str().to_owned())];
         metrics::add(Metric::Hedges, 1, &labels);
         self.launch(flight);
-        true
+        Some(index)
     }
 
     /// The round is over: what is still in flight has lost.

@@ -5,9 +5,7 @@
 //! hidden: a connection from the pool that the server had closed already is no fault of
 //! the address, so the request goes out again on another one.
 
-use std::error::Error as StdError;
 use std::fmt;
-use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -21,7 +19,7 @@ use http::{HeaderName, HeaderValue, Request, Response, Uri};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as _, Incoming};
 use hyper_rustls::HttpsConnector;
-use hyper_util::client::legacy::{Client, Error as ClientError};
+use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use secrecy::ExposeSecret as _;
 use tower::Service;
@@ -32,11 +30,14 @@ use super::address::Address;
 use super::error::{AttemptError, Fault};
 use super::index::{FORWARD, X_VAULT_INCONSISTENT, X_VAULT_INDEX};
 use super::operation::{Answer, Attempt, Operation};
-use super::tls::{self, LoadedTls, TlsSnapshot};
+use super::tls::{LoadedTls, TlsSnapshot};
 use crate::telemetry::traces;
 use dial::{Dial, Served, Within};
+use failure::Failure;
+pub(crate) use failure::{explain_io, find, innermost};
 
 mod dial;
+mod failure;
 
 /// No answer that this daemon asks for comes near it: a full batch of decrypts is about
 /// 100 KiB. It bounds what a broken or hostile server can make us hold.
@@ -90,12 +91,6 @@ struct Connections {
 
 /// Lends an operation's body to hyper without a copy; it is wiped with the operation.
 struct BodyOf(Arc<Operation>);
-
-/// Why one exchange failed, and whether its connection was closed before it began.
-struct Failure {
-    fault: Fault,
-    pooled_connection_was_closed: bool,
-}
 
 // === impl Http ===
 
@@ -283,7 +278,7 @@ async fn collect(response: Response<Incoming>) -> Result<Zeroizing<Vec<u8>>, Fai
     }
     let mut bytes = Zeroizing::new(Vec::with_capacity(announced));
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|e| Failure::fresh(explain_body(&e)))?;
+        let frame = frame.map_err(|e| Failure::of_body(&e))?;
         let Ok(data) = frame.into_data() else { continue };
         if bytes.len() + data.len() > MAX_ANSWER {
             return Err(Failure::fresh(too_large()));
@@ -291,116 +286,6 @@ async fn collect(response: Response<Incoming>) -> Result<Zeroizing<Vec<u8>>, Fai
         bytes.extend_from_slice(&data);
     }
     Ok(bytes)
-}
-
-fn explain_body(error: &hyper::Error) -> Fault {
-    let cut_short = find::<io::Error>(error).map_or_else(
-        || "the connection ended in the middle of it".to_owned(),
-        |cause| format!("the connection broke in the middle of it ({})", explain_io(cause)),
-    );
-    Fault::Broken(cut_short)
-}
-
-// === impl Failure ===
-
-impl Failure {
-    /// A failure after the answer began: its connection was in order.
-    const fn fresh(fault: Fault) -> Self {
-        Self { fault, pooled_connection_was_closed: false }
-    }
-
-    fn of_client(error: ClientError) -> Self {
-        let mut extensions = http::Extensions::new();
-        if let Some(connection) = error.connect_info() {
-            connection.get_extras(&mut extensions);
-        }
-        let reused = extensions.get::<Served>().is_some_and(Served::has);
-        let hyper = find::<hyper::Error>(&error);
-        let never_sent = hyper.is_some_and(hyper::Error::is_canceled);
-        let broke = hyper.is_some_and(hyper::Error::is_incomplete_message)
-            || find::<io::Error>(&error).is_some_and(is_disconnect);
-        let fault = explain_client(&error, never_sent);
-        Self {
-            pooled_connection_was_closed: reused
-                && !matches!(fault, Fault::Tls(_))
-                && (never_sent || broke),
-            fault,
-        }
-    }
-}
-
-fn explain_client(error: &ClientError, never_sent: bool) -> Fault {
-    if let Some(cause) = find::<rustls::Error>(error) {
-        return Fault::Tls(tls::explain(cause));
-    }
-    let io = find::<io::Error>(error);
-    if error.is_connect() {
-        return Fault::Unreachable(match io {
-            Some(cause) => format!("cannot connect: {}", explain_io(cause)),
-            None => format!("cannot connect: {}", innermost(error)),
-        });
-    }
-    if never_sent {
-        return Fault::Unreachable("the connection was closed before the request".into());
-    }
-    match (io, find::<hyper::Error>(error)) {
-        (Some(cause), _) => Fault::Connection(format!("connection broke: {}", explain_io(cause))),
-        (None, Some(e)) if e.is_incomplete_message() => {
-            Fault::Connection("the connection was closed before an answer".into())
-        }
-        (None, Some(e)) if e.is_parse() => Fault::Broken(format!("not HTTP: {e}")),
-        _ => Fault::Connection(format!("connection broke: {}", innermost(error))),
-    }
-}
-
-/// The kinds of I/O error in the words that an operator knows from other tools.
-fn explain_io(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => "connection refused".into(),
-        io::ErrorKind::ConnectionReset => "connection reset by peer".into(),
-        io::ErrorKind::TimedOut => "timed out".into(),
-        io::ErrorKind::UnexpectedEof => "the peer closed the connection".into(),
-        _ => innermost(error).to_string(),
-    }
-}
-
-fn is_disconnect(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionReset
-            | io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::BrokenPipe
-            | io::ErrorKind::NotConnected
-            | io::ErrorKind::UnexpectedEof
-    )
-}
-
-/// The first `T` among an error and its causes; looks inside `io::Error`, whose `source`
-/// skips the error that it wraps.
-fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref::<T>() {
-            return Some(found);
-        }
-        next = cause_of(error);
-    }
-    None
-}
-
-fn innermost<'a>(error: &'a (dyn StdError + 'static)) -> &'a (dyn StdError + 'static) {
-    let mut last = error;
-    while let Some(cause) = cause_of(last) {
-        last = cause;
-    }
-    last
-}
-
-fn cause_of<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 'static)> {
-    match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-        Some(wrapped) => Some(wrapped),
-        None => error.source(),
-    }
 }
 
 // === impl BodyOf ===

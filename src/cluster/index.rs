@@ -19,6 +19,10 @@
 //! is the active node's. On every call it would cost a second hop whenever a standby is a
 //! few milliseconds behind (0.6 ms become 1.4), and make every call hang with a leader that
 //! is frozen, which standbys otherwise do without.
+//!
+//! Where no index was sent, whose word an answer is depends on what its node was known as
+//! when it was asked. What it is by the time of the answer says nothing: a standby that is
+//! behind may be elected in between.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -28,7 +32,8 @@ use base64::engine::general_purpose::STANDARD;
 use http::{HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 
-use super::error::{AttemptError, Fault};
+use super::address::{Address, Role, RoleCell};
+use super::error::{AttemptError, Fault, Word};
 use super::operation::{AddressIndex, Answer, Attempt};
 use super::step::{Ended, Step};
 
@@ -69,12 +74,19 @@ struct Index {
     value: String,
 }
 
-/// Keeps the indices of one address's answers, and sends one with the attempts that ask
-/// for it.
+/// Keeps the indices of one address's answers, sends one with the attempts that ask for it,
+/// and says whose word an answer is.
 #[derive(Clone)]
 pub struct HandOn {
     hands_on: HandsOn,
+    role: RoleCell,
     address: AddressIndex,
+}
+
+/// What counts of an attempt when its answer comes.
+pub struct Asked {
+    with_index: bool,
+    the_active_one: bool,
 }
 
 // === impl HandsOn ===
@@ -147,9 +159,10 @@ impl Index {
 // === impl HandOn ===
 
 impl HandOn {
-    /// For attempts at `address`, which `hands_on` is about.
-    pub fn new(hands_on: HandsOn, address: AddressIndex) -> Self {
-        Self { hands_on, address }
+    /// For attempts at `address`.
+    pub fn new(address: &Address) -> Self {
+        let Address { index, hands_on, role, .. } = address;
+        Self { hands_on: hands_on.clone(), role: role.clone(), address: *index }
     }
 
     fn learn(&self, answer: &Answer) {
@@ -161,25 +174,25 @@ impl HandOn {
 }
 
 impl Step for HandOn {
-    /// Whether an index was sent.
-    type Note = bool;
+    type Note = Asked;
 
-    fn going(&self, attempt: &mut Attempt) -> bool {
+    fn going(&self, attempt: &mut Attempt) -> Asked {
         let is_asked = attempt.hand_on.contains(self.address);
         attempt.index = is_asked.then(|| self.hands_on.header()).flatten();
-        attempt.index.is_some()
+        let the_active_one = self.role.get() == Role::Active;
+        Asked { with_index: attempt.index.is_some(), the_active_one }
     }
 
-    fn ended(&self, was_sent: bool, mut result: Ended) -> Ended {
+    fn ended(&self, asked: Asked, mut result: Ended) -> Ended {
         match &mut result {
             Ok(answer) => self.learn(answer),
-            Err(AttemptError { fault, .. }) if was_sent => match fault {
-                Fault::Stale { by_active, .. } => *by_active = true,
+            Err(AttemptError { fault, .. }) => match fault {
+                Fault::Stale { word, .. } if asked.with_index => *word = Word::Actives,
+                Fault::Stale { word, .. } if asked.the_active_one => *word = Word::Claimants,
                 // It did not get as far as the question.
-                Fault::Elsewhere { status: 400, .. } => self.hands_on.refuse(),
+                Fault::Elsewhere { status: 400, .. } if asked.with_index => self.hands_on.refuse(),
                 _ => {}
             },
-            Err(_) => {}
         }
         result
     }
@@ -230,7 +243,7 @@ mod tests {
     }
 
     fn step() -> HandOn {
-        HandOn::new(HandsOn::default(), AddressIndex(0))
+        HandOn::new(&Address::new(AddressIndex(0), "https://vault-0:8200".parse().unwrap()))
     }
 
     fn answering(index: &str) -> Answer {
@@ -240,11 +253,11 @@ mod tests {
     }
 
     fn stale() -> Fault {
-        Fault::Stale { reason: "too new", by_active: false, answer: Box::new(answer(400)) }
+        Fault::Stale { reason: "too new", word: Word::Anyones, answer: Box::new(answer(400)) }
     }
 
     fn is_by_active(result: &Result<Answer, Fault>) -> bool {
-        matches!(result, Err(Fault::Stale { by_active: true, .. }))
+        matches!(result, Err(Fault::Stale { word: Word::Actives, .. }))
     }
 
     #[tokio::test]
@@ -312,5 +325,26 @@ mod tests {
         assert_eq!(sent, None);
         assert!(!is_by_active(&result), "{result:?}");
         assert!(!step.hands_on.is_certain());
+    }
+
+    #[tokio::test]
+    async fn without_an_index_it_counts_what_the_node_was_when_it_was_asked() {
+        for (was, is, expected) in [
+            (Role::Active, Role::Standby, Word::Claimants),
+            (Role::Standby, Role::Active, Word::Anyones),
+            (Role::Unknown, Role::Active, Word::Anyones),
+        ] {
+            let step = step();
+            step.role.set(was);
+            let role = step.role.clone();
+            let inner = tower::service_fn(move |_: Attempt| {
+                role.set(is);
+                let (address, index) = (name(0), AddressIndex(0));
+                async move { Err::<Answer, _>(AttemptError { address, index, fault: stale() }) }
+            });
+            let error = StepLayer(step).layer(inner).oneshot(attempt()).await.unwrap_err();
+            let Fault::Stale { word, .. } = error.fault else { panic!("{error}") };
+            assert_eq!(word, expected, "{was}, {is}");
+        }
     }
 }

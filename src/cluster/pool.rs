@@ -7,7 +7,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::{self, BoxFuture};
@@ -16,19 +15,20 @@ use tower::{Layer as _, Service, ServiceExt as _};
 
 use super::address::{Address, Role};
 use super::breaker::{Breaker, BreakerLayer, BreakerState};
-use super::error::{AttemptError, Fault};
-use super::operation::{AddressIndex, AddressSet, Answer, Attempt, AttemptReason};
-use super::probe;
+use super::error::AttemptError;
+use super::operation::{AddressIndex, Answer, Attempt, AttemptReason};
 use crate::clock::Jitter;
 use crate::config::settings::ClusterName;
 pub use flight::{InFlight, Landed};
 use members::{Members, Roster};
 pub use order::{Candidate, Standing, Wanted, order};
+pub use outlook::{Outlook, Roles};
 use parking::{Parking, Scouting, Seen, Turn, View};
 
 mod flight;
 pub mod members;
 mod order;
+mod outlook;
 mod parking;
 
 /// No address is preferred.
@@ -58,42 +58,6 @@ pub struct Endpoint<S> {
     pub service: S,
     /// The same without those who watch the calls: for probes.
     pub transport: S,
-}
-
-/// What the retry layer may know of the pool.
-pub trait Outlook: Send + Sync + 'static {
-    /// Every address.
-    fn all(&self) -> AddressSet;
-    /// Whether an address outside `tried` serves.
-    fn has_sound_beside(&self, tried: AddressSet) -> bool;
-    /// The active node's address, where one is known and serves.
-    fn active(&self) -> Option<AddressIndex> {
-        None
-    }
-    /// What is known of the nodes.
-    fn roles(&self) -> Roles {
-        Roles::default()
-    }
-    /// Asks the node at an address, once and now, whether it is the active one; no answer
-    /// in this time is none.
-    fn is_active_now(&self, _: AddressIndex, _: Duration) -> BoxFuture<'_, bool> {
-        std::future::ready(false).boxed()
-    }
-    /// Whether no address is usable, so that the pool lets calls wait in line.
-    fn is_out(&self) -> bool;
-    /// Those that do not serve, and why.
-    fn left_out(&self) -> Vec<AttemptError>;
-}
-
-/// What the nodes are, by their addresses.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Roles {
-    /// Those that say that they are active: for a moment, two may.
-    pub active: AddressSet,
-    /// Those that are known to be standbys.
-    pub standby: AddressSet,
-    /// Those that are sure to hand a request on to the active node when they are asked to.
-    pub hands_on: AddressSet,
 }
 
 /// No address could take the attempt.
@@ -269,7 +233,9 @@ where
             carries_trial: has_sound
                 && attempt.reason == AttemptReason::First
                 && attempt.call.operation.repeatable(),
-            needs_active: attempt.needs_active || attempt.call.operation.writes(),
+            needs_active: attempt.needs_active
+                || attempt.call.operation.needs_active
+                || attempt.call.operation.writes(),
         };
         let order = order(&candidates, &wanted);
         order.into_iter().filter_map(|index| roster.get(index)).collect()
@@ -291,78 +257,6 @@ fn active<S>(roster: &Roster<S>) -> Option<AddressIndex> {
     let claims = |e: &&Endpoint<S>| e.is_sound() && e.address.role.get() == Role::Active;
     let active = roster.iter().filter(claims).max_by_key(|e| e.address.role.told_at());
     active.map(|e| e.address.index)
-}
-
-impl<S> Outlook for Shared<S>
-where
-    S: Service<Attempt, Response = Answer, Error = AttemptError> + Clone + Send + Sync + 'static,
-    S::Future: Send + 'static,
-{
-    fn all(&self) -> AddressSet {
-        self.members.roster().indices()
-    }
-
-    fn has_sound_beside(&self, tried: AddressSet) -> bool {
-        let roster = self.members.roster();
-        let (lot, untried) = (self.parking.lot(), |index| !tried.contains(index));
-        roster.iter().any(|e| {
-            let index = e.address.index;
-            untried(index) && e.is_sound() && !lot.is_resting(index)
-        })
-    }
-
-    fn is_out(&self) -> bool {
-        self.is_all_out(&self.members.roster())
-    }
-
-    fn active(&self) -> Option<AddressIndex> {
-        active(&self.members.roster())
-    }
-
-    fn roles(&self) -> Roles {
-        self.members.roster().iter().fold(Roles::default(), |mut roles, endpoint| {
-            let Address { index, role, hands_on, .. } = &endpoint.address;
-            match role.get() {
-                Role::Active => roles.active = roles.active.with(*index),
-                Role::Standby | Role::PerformanceStandby => {
-                    roles.standby = roles.standby.with(*index);
-                }
-                _ => {}
-            }
-            if hands_on.is_certain() {
-                roles.hands_on = roles.hands_on.with(*index);
-            }
-            roles
-        })
-    }
-
-    fn is_active_now(&self, index: AddressIndex, within: Duration) -> BoxFuture<'_, bool> {
-        let roster = self.members.roster();
-        let asked = roster.get(index).map(|e| (e.transport.clone(), e.address.role.clone()));
-        async move {
-            let Some((transport, role)) = asked else { return false };
-            let is_active = probe::role_of(transport, within).await == Role::Active;
-            if !is_active {
-                role.doubt();
-            }
-            is_active
-        }
-        .boxed()
-    }
-
-    fn left_out(&self) -> Vec<AttemptError> {
-        let error = |endpoint: &Endpoint<S>| {
-            let Address { index, name, role, .. } = &endpoint.address;
-            let said = self.parking.lot().said(*index);
-            let is_usable = endpoint.is_sound() && said.is_none();
-            let last_fault = said
-                .or_else(|| endpoint.breaker.last_fault())
-                .unwrap_or_else(|| role.get().to_string());
-            let fault = Fault::BreakerOpen { last_fault };
-            (!is_usable).then(|| AttemptError { address: name.clone(), index: *index, fault })
-        };
-        self.members.roster().iter().filter_map(error).collect()
-    }
 }
 
 impl<S: Send + Sync + 'static> View for Members<S> {
@@ -387,6 +281,7 @@ impl<S: Send + Sync + 'static> View for Members<S> {
                 return changes.next().await; // no name is resolved yet
             }
             tokio::select! {
+                biased;
                 _ = future::select_all(breakers) => {}
                 () = changes.next() => {}
             }

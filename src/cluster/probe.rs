@@ -171,7 +171,7 @@ where
         let mut memory = Memory { was_closed: self.is_closed(), ..Memory::default() };
         loop {
             let began = Instant::now();
-            let is_in_hurry = !self.is_closed() && memory.silent % 2 == 0;
+            let is_in_hurry = !self.is_closed() && memory.silent.is_multiple_of(2);
             let patience = if is_in_hurry { policy.patience } else { policy.long_patience };
             let found = self.look(patience, &mut memory).await;
             memory.silent = if found == Found::Silence { memory.silent + 1 } else { 0 };
@@ -284,11 +284,12 @@ where
                 return is_wanted;
             }
             tokio::select! {
-                () = sleep_until(due) => {}
-                () = resumed => {}
-                () = changed => {}
+                biased;
                 () = self.breaker.probe_wanted(), if !is_wanted => is_wanted = true,
                 () = self.address.role.doubted(), if !is_wanted => is_wanted = true,
+                () = changed => {}
+                () = resumed => {}
+                () = sleep_until(due) => {}
             }
         }
     }
@@ -319,6 +320,7 @@ where
 pub(super) fn question(patience: Duration) -> Attempt {
     // A namespace header would make it a bad request, and it needs no token.
     let operation = Operation {
+        needs_active: false,
         verb: Verb::Health,
         method: Method::GET,
         path: PATH.into(),

@@ -21,7 +21,7 @@ use futures_util::future::BoxFuture;
 use opentelemetry::KeyValue;
 use tower::{Layer, Service};
 
-use super::budget::Budget;
+use super::budget::{Allowance, Budget};
 use super::error::{AttemptError, CallError, CallErrorKind, Fault};
 use super::hedge::{MAX_ATTEMPTS, Missed, Won};
 use super::operation::{AddressSet, Answer, Attempt, AttemptReason, Call};
@@ -43,10 +43,9 @@ const BACKOFF_AT_MOST: Duration = Duration::from_secs(1);
 /// The last repeat goes out with this much time left; with less, none is worth sending.
 const LAST_TRY: Duration = Duration::from_millis(100);
 
-/// Repeats, beyond the free ones, as a share of the calls in percent, and a reserve of so
-/// many a second for a daemon that is mostly idle.
-const SHARE: u32 = 20;
-const RESERVE: u32 = 10;
+/// Repeats, beyond the free ones. The reserve is for a daemon that is mostly idle.
+const ALLOWANCE: Allowance =
+    Allowance { percent: 20, reserve: 100, refill: Duration::from_millis(100) };
 
 /// Puts retries over a hedge. The budget is shared by all services that it makes.
 #[derive(Clone)]
@@ -73,7 +72,7 @@ struct Shared {
 impl RetryLayer {
     /// Retries over the addresses that `outlook` shows.
     pub fn new(cluster: ClusterName, outlook: Arc<dyn Outlook>, jitter: Arc<Jitter>) -> Self {
-        let budget = Budget::new(&cluster, AttemptReason::Retry, RESERVE, SHARE);
+        let budget = Budget::new(&cluster, AttemptReason::Retry, ALLOWANCE);
         Self::with_budget(cluster, outlook, jitter, budget)
     }
 

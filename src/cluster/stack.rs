@@ -169,7 +169,7 @@ impl Stack {
             // tells what the answer meant, so it stands over the judge
             .layer(StepLayer(Trace::new(cluster.clone(), address.clone(), breaker.clone())))
             // what a judge takes for stale may be the active node's word
-            .layer(StepLayer(HandOn::new(address.hands_on.clone(), address.index)))
+            .layer(StepLayer(HandOn::new(&address)))
             // an answer may mean that the address is unfit, so it becomes a fault here
             .layer(StepLayer(Judge::new(Arc::clone(classify), address.index)))
             .service(transport.clone());

@@ -188,6 +188,7 @@ pub(crate) fn logged_in(ttl: u64, renewable: bool) -> (Arc<Cluster>, Arc<Scripte
 /// Any call that needs a token.
 pub(crate) fn decrypt() -> Operation {
     Operation {
+        needs_active: false,
         verb: Verb::Decrypt,
         method: http::Method::POST,
         path: "/v1/transit/decrypt/kube".to_owned(),

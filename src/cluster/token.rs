@@ -4,6 +4,7 @@
 //! `TokenHandle`: they wait for a token, and they report one that was refused. However
 //! many report, the task looks once and logs in once.
 
+mod board;
 mod cache;
 mod keeper;
 mod lease;
@@ -16,6 +17,7 @@ use secrecy::SecretString;
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
+use self::board::{Board, board};
 use self::cache::TokenCache;
 use super::auth::{Method, Source};
 use super::authenticate::Link;
@@ -65,7 +67,7 @@ pub enum Lifetime {
 
 /// The callers' side.
 pub(super) struct TokenHandle {
-    current: watch::Receiver<Current>,
+    current: Board<Current>,
     reports: watch::Sender<Report>,
     link: Link,
 }
@@ -126,7 +128,7 @@ pub(super) fn keep(
 ) -> (TokenHandle, OwnedTask) {
     let cache = TokenCache::of(settings);
     let cache = cache.filter(|_| method.source() == Source::Login);
-    let (publish, current) = watch::channel(Current::default());
+    let (publish, current) = board(Current::default());
     let (reports, reported) = watch::channel(Report::default());
     let keeper = keeper::Keeper::new(method, cache, link.clone(), jitter, publish, reported);
     let keeper = Arc::new(Mutex::new(keeper));
@@ -161,7 +163,7 @@ impl TokenHandle {
             Some(held) => Some(Some(held.clone())),
             None => c.next_try.is_some_and(|at| at > deadline.instant()).then_some(None),
         };
-        let now = token_or_never(&self.current.borrow());
+        let now = self.current.read(token_or_never);
         let outcome = match now {
             Some(outcome) => Some(outcome),
             None => self.wait(deadline, token_or_never).await,
@@ -178,7 +180,7 @@ impl TokenHandle {
     /// Reports that `held` was refused and waits for what comes of it; answers at once
     /// when it has been replaced since.
     pub(super) async fn refused(&self, held: &HeldToken, deadline: Deadline) -> Settled {
-        if self.current.borrow().is_beyond(held) {
+        if self.current.read(|current| current.is_beyond(held)) {
             return Settled::Replaced;
         }
         let mut number = 0;
@@ -197,8 +199,7 @@ impl TokenHandle {
 
     /// What is known now.
     pub(super) fn state(&self) -> TokenState {
-        let current = self.current.borrow();
-        TokenState {
+        self.current.read(|current| TokenState {
             has_token: current.usable().is_some(),
             is_proven: current.is_proven,
             lifetime: current.lifetime,
@@ -206,25 +207,23 @@ impl TokenHandle {
             last_login: current.last_login,
             last_error: current.last_error.clone(),
             rehearsal_error: current.rehearsal_error.clone(),
-        }
+        })
     }
 
     async fn wait<T>(&self, deadline: Deadline, pick: impl Fn(&Current) -> Option<T>) -> Option<T> {
-        let mut current = self.current.clone();
-        let picked = current.wait_for(|c| pick(c).is_some());
-        match tokio::time::timeout_at(deadline.instant(), picked).await {
-            Ok(Ok(current)) => pick(&current),
-            Ok(Err(_)) | Err(_) => None,
-        }
+        tokio::time::timeout_at(deadline.instant(), self.current.wait_for(pick)).await.ok()?.ok()
     }
 
     fn reason(&self) -> String {
-        if self.current.has_changed().is_err() {
+        if self.current.is_abandoned() {
             return "the task that keeps it has ended; restart the daemon".to_owned();
         }
-        let current = self.current.borrow();
-        let error = current.last_error.clone().unwrap_or_else(|| self.link.silence());
-        if current.token.is_some() && current.usable().is_none() {
+        let (error, has_expired) = self.current.read(|current| {
+            let has_expired = current.token.is_some() && current.usable().is_none();
+            (current.last_error.clone(), has_expired)
+        });
+        let error = error.unwrap_or_else(|| self.link.silence());
+        if has_expired {
             return format!("the last one has expired, and there is no other yet: {error}");
         }
         error

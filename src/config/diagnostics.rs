@@ -145,7 +145,7 @@ impl fmt::Display for Place {
 
 impl Problems {
     /// Puts `problems` into the order of their places.
-    pub(super) fn new(mut problems: Vec<Problem>) -> Self {
+    pub(crate) fn new(mut problems: Vec<Problem>) -> Self {
         problems.sort_by(|a, b| (&a.place, a.severity).cmp(&(&b.place, b.severity)));
         Self(problems)
     }

@@ -3,12 +3,14 @@
 
 mod environment;
 mod layer;
+mod places;
 
 use std::fmt;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use figment::Figment;
+use serde::{Deserialize, Serialize};
 
 use super::diagnostics::{Place, Problem, Problems};
 use super::file::conform::conform;
@@ -21,6 +23,7 @@ use super::written::Written;
 
 pub(super) use environment::OTEL_WHOLE_ENDPOINT;
 pub(super) use layer::{Field, Layer, Merged};
+pub use places::Places;
 
 /// Everything that a configuration is made from; a pure input.
 #[derive(Clone, Default)]
@@ -36,7 +39,8 @@ pub struct Sources {
 }
 
 /// The flags that override the file.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
 pub struct Flags {
     /// `socket.path`.
     pub socket: Option<String>,
@@ -70,6 +74,8 @@ pub struct Loaded {
     pub warnings: Vec<Problem>,
     /// What the file says; `None` when there is none.
     pub written: Option<Written>,
+    /// Where it was written.
+    pub places: Places,
 }
 
 /// What holds where nothing else is written.
@@ -119,10 +125,12 @@ pub(super) fn load_with(sources: &Sources, files: &dyn Files) -> Result<Loaded, 
 
     let merged = Merged::new(&merged, &layers);
     let whole = sources.file.as_deref().map(|path| Place::File(path.into()));
-    let settings = resolve(&merged, sources.form, whole, file_mode, files, &mut problems);
+    let settings = resolve(&merged, sources.form, whole.clone(), file_mode, files, &mut problems);
     match settings {
         Some(settings) if !problems.iter().any(Problem::is_error) => {
-            Ok(Loaded { settings, warnings: Problems::new(problems).into_inner(), written })
+            let warnings = Problems::new(problems).into_inner();
+            let places = Places::of(&merged, whole);
+            Ok(Loaded { settings, warnings, written, places })
         }
         _ => Err(Problems::new(problems)),
     }

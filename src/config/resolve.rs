@@ -6,6 +6,7 @@ mod clusters;
 pub(super) mod files;
 mod keys;
 mod legacy;
+mod reload;
 mod report;
 mod socket;
 mod telemetry;
@@ -48,7 +49,7 @@ pub(super) fn resolve(
     let log = telemetry::log(report, file);
     let traces = telemetry::traces(report, file);
     let shutdown_grace = duration(report, file, &["shutdownGrace"], SECOND, 10 * MINUTE);
-    let reload_timeout = duration(report, file, &["reloadTimeout"], SECOND, 10 * MINUTE);
+    let reload = reload::reload(report, file, keyring.as_ref());
     let state_dir = file.get("stateDir").map(|field| state_dir(report, &field));
 
     Some(Settings {
@@ -60,7 +61,7 @@ pub(super) fn resolve(
         log: log?,
         traces: traces?,
         shutdown_grace: shutdown_grace?,
-        reload_timeout: reload_timeout?,
+        reload: reload?,
         state_dir,
     })
 }

@@ -1,6 +1,7 @@
 //! The configuration from the outside: a file in, settings or messages out.
 
 mod accepted;
+mod changes;
 mod documents;
 mod hostile;
 mod oracle;

@@ -10,36 +10,41 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-
-use futures_util::future;
+use std::time::Duration;
 
 use super::identity::{KekIdentity, origin_of, same_cluster};
 use super::state::{Memories, State};
 use crate::admin::Check;
-use crate::clock::{Deadline, Jitter, node_time};
+use crate::clock::{Jitter, node_time};
+use crate::cluster::Cluster;
 use crate::cluster::stack::{Stack, StackError};
 use crate::cluster::tls::{LoadedTls, TlsError};
-use crate::cluster::{CallError, Cluster};
+use crate::config::outline::Outline;
 use crate::config::settings::{
     ClusterName, ClusterSettings, KekName, KekSettings, RotationSettings, Settings,
 };
+use crate::keyring::Keyring;
 use crate::keyring::condition::KekCondition;
 use crate::keyring::kek::Kek;
 use crate::keyring::memory::{KekMemory, Snapshot};
-use crate::keyring::{KekReadiness, Keyring, KeyringError};
 use crate::task::OwnedTask;
 use crate::transit::http_key::HttpTransitKey;
 use crate::transit::replicas::{CanaryMemory, Replicas};
 use crate::transit::verdict::TransitVerdicts;
 use crate::transit::{TierCondition, TransitKey};
 
+mod ready;
 #[cfg(test)]
 mod tests;
+
+pub use ready::NotReady;
 
 /// See the module.
 #[derive(Debug)]
 pub struct Generation {
     number: u64,
+    outline: Outline,
+    shutdown_grace: Duration,
     keyring: Arc<Keyring>,
     clusters: BTreeMap<ClusterName, Member>,
     keks: BTreeMap<KekIdentity, Held>,
@@ -95,17 +100,6 @@ pub enum BuildError {
         /// The cluster.
         cluster: ClusterName,
     },
-}
-
-/// Why a generation was built but cannot take over.
-#[derive(Debug, thiserror::Error)]
-pub enum NotReady {
-    /// A new or changed cluster gave no token.
-    #[error("{0}")]
-    Cluster(#[from] CallError),
-    /// The primary KEK cannot encrypt.
-    #[error("{0}")]
-    Primary(#[from] KeyringError),
 }
 
 // === impl BuildError ===
@@ -202,54 +196,18 @@ impl Generation {
         });
         new_keks.extend(promoted);
         let keyring = Keyring::new(settings.keyring.clone(), in_order);
-        Ok(Self { number, keyring, clusters, keks, new_clusters, new_keks })
-    }
-
-    /// Waits until what is new or changed has answered. What is not the primary's only
-    /// earns a warning: the reload that takes a dead cluster out must not need it, nor may
-    /// it use up the primary's time.
-    ///
-    /// # Errors
-    /// When the primary or its cluster is new or changed and cannot encrypt.
-    pub async fn ready(&self, deadline: Deadline) -> Result<(), NotReady> {
-        let clusters = self.new_clusters.iter().map(|name| {
-            let cluster = &self.clusters[name].cluster;
-            async move { (name, cluster.ready(deadline).await) }
-        });
-        let keks = self.keyring.ready(|kek| self.new_keks.contains(kek), deadline);
-        let (clusters, keks) = future::join(future::join_all(clusters), keks).await;
-
-        // A replica that is away is no reason to do without the rest of a configuration.
-        let primary = self.keyring.keks().first().map(|kek| &kek.settings().clusters[0]);
-        for (name, result) in clusters {
-            match result {
-                Ok(()) => {}
-                Err(error) if primary == Some(name) => return Err(error.into()),
-                Err(error) => tracing::warn!(
-                    cluster = %name,
-                    "A new cluster does not answer; what only it holds cannot be decrypted yet: {error}."
-                ),
-            }
-        }
-        for KekReadiness { kek, primary, result } in keks {
-            match result {
-                Ok(()) => {}
-                Err(error) if primary => return Err(error.into()),
-                Err(error) => tracing::warn!(
-                    %kek,
-                    "A KEK that is not the primary does not answer; it cannot decrypt now: {error}."
-                ),
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether the primary encrypts and decrypts now, asked anew.
-    pub async fn encrypts(&self, deadline: Deadline) -> bool {
-        match self.keyring.keks().first() {
-            Some(primary) => primary.prove(deadline).await.is_ok(),
-            None => false,
-        }
+        let outline = Outline::of(settings);
+        let shutdown_grace = settings.shutdown_grace;
+        Ok(Self {
+            number,
+            outline,
+            shutdown_grace,
+            keyring,
+            clusters,
+            keks,
+            new_clusters,
+            new_keks,
+        })
     }
 
     /// What is known of the key that `wanted` has in another first cluster here: the order of
@@ -277,6 +235,16 @@ impl Generation {
     /// Which one it is, from 1.
     pub const fn number(&self) -> u64 {
         self.number
+    }
+
+    /// What its configuration says.
+    pub const fn outline(&self) -> &Outline {
+        &self.outline
+    }
+
+    /// How long calls in flight may take to finish when the process stops.
+    pub const fn shutdown_grace(&self) -> Duration {
+        self.shutdown_grace
     }
 
     /// Its keyring.

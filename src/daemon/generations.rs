@@ -1,12 +1,15 @@
 //! The generation in force: the only mutable root of configuration.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwapOption;
 use tokio::sync::watch;
 
 use super::generation::Generation;
-use crate::admin::{Check, Readiness};
+use crate::admin::{Check, LastReload, Readiness, Running};
+use crate::clock::node_time;
+use crate::config::load::{Flags, Sources};
+use crate::config::outline::Outline;
 use crate::keyring::Keyring;
 use crate::kms::{CurrentKeyring, NotServing};
 
@@ -14,26 +17,32 @@ use crate::kms::{CurrentKeyring, NotServing};
 #[derive(Debug)]
 pub struct Generations {
     current: ArcSwapOption<Generation>,
-    why_none: Mutex<String>,
+    sources: (Option<String>, Flags),
+    started_with: Outline,
+    told: Mutex<Told>,
     tried: watch::Sender<bool>,
-    notice: Mutex<Option<String>>,
+}
+
+#[derive(Debug)]
+struct Told {
+    why_none: String,
+    last_reload: Option<LastReload>,
+    notice: Option<String>,
 }
 
 // === impl Generations ===
 
-impl Default for Generations {
-    fn default() -> Self {
-        let why_none = Mutex::new("its configuration is being built".into());
-        Self {
-            current: ArcSwapOption::empty(),
-            why_none,
-            tried: watch::Sender::new(false),
-            notice: Mutex::default(),
-        }
-    }
-}
-
 impl Generations {
+    /// None yet, of a process that started with these settings, from these sources.
+    pub fn new(started_with: Outline, sources: &Sources) -> Self {
+        let file = sources.file.as_ref().map(|path| path.display().to_string());
+        let sources = (file, sources.flags.clone());
+        let why_none = "its configuration is being built".to_owned();
+        let told = Mutex::new(Told { why_none, last_reload: None, notice: None });
+        let tried = watch::Sender::new(false);
+        Self { current: ArcSwapOption::empty(), sources, started_with, told, tried }
+    }
+
     /// The generation in force; `None` until the first is built.
     pub fn current(&self) -> Option<Arc<Generation>> {
         self.current.load_full()
@@ -51,19 +60,47 @@ impl Generations {
         let _ = self.tried.subscribe().wait_for(|tried| *tried).await;
     }
 
+    /// What the process started with.
+    pub const fn started_with(&self) -> &Outline {
+        &self.started_with
+    }
+
     /// Says why there is still no generation.
     pub fn explain_absence(&self, why: String) {
-        *self.why_none.lock().expect("no code panics while it holds this lock") = why;
+        self.told().why_none = why;
         self.tried.send_replace(true);
     }
 
     /// What an operator should know about the configuration that runs; none takes it back.
     pub fn notice(&self, words: Option<String>) {
-        *self.notice.lock().expect("no code panics while it holds this lock") = words;
+        self.told().notice = words;
     }
 
-    fn absence(&self) -> String {
-        self.why_none.lock().expect("no code panics while it holds this lock").clone()
+    /// Says how a reload has ended: with what refused it, if anything did.
+    pub fn reloaded(&self, refused: Option<String>) {
+        self.told().last_reload = Some(LastReload { time: node_time().0, refused });
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How what runs compares with what is on disk. It never makes the daemon unready: what
+    /// runs is what was accepted.
+    fn check(&self, number: u64) -> Check {
+        let refused = self.told().last_reload.as_ref().and_then(|last| last.refused.clone());
+        let detail = match refused {
+            None => format!("generation {number}"),
+            Some(why) => format!("generation {number}; the last reload was refused: {why}"),
+        };
+        Check { name: "configuration".into(), ok: true, detail }
+    }
+}
+
+#[cfg(test)]
+impl Default for Generations {
+    fn default() -> Self {
+        Self::new(Outline::default(), &Sources::default())
     }
 }
 
@@ -71,7 +108,7 @@ impl CurrentKeyring for Generations {
     fn current(&self) -> Result<Arc<Keyring>, NotServing> {
         match &*self.current.load() {
             Some(generation) => Ok(Arc::clone(generation.keyring())),
-            None => Err(NotServing(self.absence())),
+            None => Err(NotServing(self.told().why_none.clone())),
         }
     }
 }
@@ -79,17 +116,38 @@ impl CurrentKeyring for Generations {
 impl Readiness for Generations {
     fn checks(&self) -> Vec<Check> {
         let mut checks = match self.current() {
-            Some(generation) => generation.checks(),
-            None => vec![Check { name: "generation".into(), ok: false, detail: self.absence() }],
+            Some(generation) => {
+                let mut checks = generation.checks();
+                checks.push(self.check(generation.number()));
+                checks
+            }
+            None => {
+                let detail = self.told().why_none.clone();
+                vec![Check { name: "generation".into(), ok: false, detail }]
+            }
         };
-        let notice = self.notice.lock().expect("no code panics while it holds this lock").clone();
         // It works: nobody's load balancer is to be emptied for it.
+        let notice = self.told().notice.clone();
         checks.extend(notice.map(|detail| Check {
-            name: "configuration".into(),
+            name: "configuration file".into(),
             ok: true,
             detail,
         }));
         checks
+    }
+
+    fn running(&self) -> Running {
+        let generation = self.current();
+        Running {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            file: self.sources.0.clone(),
+            flags: self.sources.1.clone(),
+            generation: generation.as_ref().map(|g| g.number()),
+            configuration: generation.map(|g| g.outline().clone()),
+            started_with: self.started_with.clone(),
+            last_reload: self.told().last_reload.clone(),
+        }
     }
 }
 
@@ -115,5 +173,18 @@ mod tests {
         let checks = generations.checks();
         assert!(!checks[0].ok);
         assert_eq!(checks[0].detail, "ca.pem: no such file");
+    }
+
+    #[test]
+    fn what_refused_the_last_reload_is_told_until_one_succeeds() {
+        let generations = Generations::default();
+        assert_eq!(generations.check(3).detail, "generation 3");
+        generations.reloaded(Some("x.yaml:1:1: no".into()));
+        let check = generations.check(3);
+        assert!(check.ok);
+        assert_eq!(check.detail, "generation 3; the last reload was refused: x.yaml:1:1: no");
+        assert_eq!(generations.running().last_reload.unwrap().refused.unwrap(), "x.yaml:1:1: no");
+        generations.reloaded(None);
+        assert_eq!(generations.check(4).detail, "generation 4");
     }
 }

@@ -1,4 +1,5 @@
-//! SIGHUP: a new configuration takes over, or nothing changes.
+//! SIGHUP, or another content of the file: a new configuration takes over, or nothing
+//! changes.
 //!
 //! One task builds generations, so two reloads never race. Requests that come while one is
 //! being built are answered by one more, which reads the file again.
@@ -7,7 +8,11 @@
 //! cannot take encryption away. When the running primary does not encrypt either there is
 //! nothing to lose: the way out of an outage may be the very change that cannot answer yet,
 //! so it is taken into use with a warning.
+//!
+//! Everything that can fail is done first, and whatever of it is not wanted in the end is
+//! undone by being dropped. What follows cannot fail, so no reload ends half way.
 
+use std::future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,110 +21,127 @@ use tokio::sync::Notify;
 
 use super::FIRST_BUILD_RETRY;
 use super::Told;
-use super::generation::{BuildError, Generation, NotReady};
+use super::admin_port::AdminPort;
+use super::generation::{BuildError, Generation};
 use super::generations::Generations;
 use super::state::{State, StateKeeper};
-use crate::clock::{Deadline, Jitter};
+use super::watch::FileWatch;
+use crate::clock::{Deadline, Jitter, node_time};
+use crate::config::change;
 use crate::config::diagnostics::{Problem, Problems};
 use crate::config::load::{self, Loaded, Sources};
+use crate::config::outline::Outline;
 use crate::config::settings::Settings;
 use crate::config::written::Written;
+use crate::listener::moving::SocketControl;
+use crate::listener::unix::LOCK_PATIENCE;
 use crate::task::{OwnedTask, caught, tell_panic};
 use crate::telemetry::Telemetry;
-use crate::telemetry::logs::{InvalidFilter, check_filter};
+use crate::telemetry::logs::check_filter;
 use crate::telemetry::metrics::{self, Metric};
-use crate::telemetry::traces::TraceError;
+
+mod refusal;
+
+use refusal::Asked;
 
 /// How long the running primary may take to show that it still encrypts, when a new one
 /// does not.
 const RUNNING_WITHIN: Duration = Duration::from_secs(5);
 
+/// How much of what has changed is told in one line of the log.
+const LONGEST_SUMMARY: usize = 1_000;
+
 /// Builds the first generation and every later one; ends with its owner.
 #[derive(Debug)]
 pub struct Reloader {
     requested: Arc<Notify>,
+    state: Option<StateKeeper>,
     _task: OwnedTask,
+}
+
+/// What a reload works with.
+#[derive(Debug)]
+pub(super) struct Parts {
+    /// Where the configuration comes from.
+    pub(super) sources: Sources,
+    /// What the process started with.
+    pub(super) settings: Settings,
+    /// Where generations are put in force.
+    pub(super) generations: Arc<Generations>,
+    /// Logs and traces.
+    pub(super) telemetry: Telemetry,
+    /// The socket of kube-apiserver.
+    pub(super) socket: SocketControl,
+    /// The port of people and load balancers.
+    pub(super) admin: AdminPort,
+    /// Who hears what becomes of it.
+    pub(super) told: Told,
 }
 
 /// Why a reload changed nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum ReloadError {
-    /// The configuration is not one.
+    /// Something is wrong with the configuration, or with what it names.
     #[error("{}", one_line(.0))]
-    Problems(Problems),
-    /// It changes what only a restart can change.
-    #[error("{0} cannot change while the daemon runs; restart it, or change that back")]
-    NeedsRestart(String),
-    /// A part of it cannot be built.
-    #[error("{0}")]
-    Build(#[from] BuildError),
-    /// A part of it does not answer.
-    #[error("{0}")]
-    NotReady(#[from] NotReady),
-    /// Its log filter cannot be read.
-    #[error("log.level: {0}")]
-    Log(#[from] InvalidFilter),
-    /// Its receiver of traces cannot be used.
-    #[error("traces: {0}")]
-    Traces(#[from] TraceError),
+    Refused(Problems),
     /// A bug.
     #[error("the attempt panicked; please report this bug")]
     Panicked,
 }
 
+/// What has been taken into use.
+struct Reloaded {
+    generation: u64,
+    changes: Vec<String>,
+    written: Option<Written>,
+}
+
 struct Work {
-    sources: Sources,
-    started_with: Settings,
-    generations: Arc<Generations>,
-    telemetry: Telemetry,
+    parts: Parts,
+    watch: Option<FileWatch>,
+    /// Whether another content of the file is a reload.
+    is_watching: bool,
     jitter: Arc<Jitter>,
     /// What an earlier process knew, and generations of this one.
     remembered: State,
     state: Option<StateKeeper>,
     canaries: Option<OwnedTask>,
-    told: Told,
     built: u64,
 }
 
 // === impl Reloader ===
 
 impl Reloader {
-    /// Starts to build the first generation from `settings`.
-    pub(super) fn start(
-        sources: Sources,
-        settings: Settings,
-        generations: Arc<Generations>,
-        telemetry: &Telemetry,
-        told: Told,
-    ) -> Self {
+    /// Starts to build the first generation.
+    pub(super) fn start(parts: Parts) -> Self {
         let requested = Arc::new(Notify::new());
-        let jitter = Arc::new(Jitter::from_entropy());
-        let telemetry = telemetry.clone();
-        let folder = settings.state_dir.clone();
+        let folder = parts.settings.state_dir.clone();
         let remembered = folder.as_deref().map(State::read).unwrap_or_default();
         let state = folder.map(|folder| StateKeeper::start(folder, &remembered));
-        let started_with = settings;
         let mut work = Work {
-            sources,
-            started_with,
-            generations,
-            telemetry,
-            jitter,
+            watch: parts.sources.file.clone().map(FileWatch::new),
+            is_watching: parts.settings.reload.watch,
+            jitter: Arc::new(Jitter::from_entropy()),
             remembered,
-            state,
+            state: state.clone(),
             canaries: None,
-            told,
             built: 0,
+            parts,
         };
         let wake = Arc::clone(&requested);
         let task = OwnedTask::spawn("reload", async move {
             work.first(&wake).await;
             loop {
-                wake.notified().await;
+                work.asked(&wake).await;
                 work.reload().await;
             }
         });
-        Self { requested, _task: task }
+        Self { requested, state, _task: task }
+    }
+
+    /// Builds nothing any more; what remains is the state, to be finished when the last call is.
+    pub(super) fn stop(self) -> Option<StateKeeper> {
+        self.state
     }
 
     /// Asks for a reload; returns at once.
@@ -131,15 +153,32 @@ impl Reloader {
 // === impl Work ===
 
 impl Work {
+    /// Waits until a reload is asked for: by a signal, or by another content of the file.
+    async fn asked(&self, wake: &Notify) {
+        let watched = async {
+            match self.watch.as_ref().filter(|_| self.is_watching) {
+                Some(watch) => watch.changed().await,
+                None => future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = wake.notified() => {}
+            () = watched => tracing::info!("The configuration file holds something else."),
+        }
+    }
+
     /// Builds the first generation. What can fail here is a file that cannot be read: it
     /// is tried again until it can, or until a reload brings a better configuration.
     async fn first(&mut self, wake: &Notify) {
+        if let Some(watch) = &mut self.watch {
+            watch.note().await;
+        }
         let mut told = None;
         loop {
-            match self.build(1, &self.started_with) {
+            match self.build(1, &self.parts.settings) {
                 Ok(generation) => {
                     self.put_in_force(generation);
-                    self.told.started();
+                    self.parts.told.started();
                     tracing::info!(generation = 1, "The configuration is in force.");
                     return;
                 }
@@ -148,15 +187,15 @@ impl Work {
                     if told.as_ref() != Some(&why) {
                         tracing::error!("The configuration cannot be put in force yet: {why}.");
                     }
-                    self.generations.explain_absence(why.clone());
+                    self.parts.generations.explain_absence(why.clone());
                     told = Some(why);
                 }
             }
             tokio::select! {
                 () = tokio::time::sleep(FIRST_BUILD_RETRY) => {}
-                () = wake.notified() => {
+                () = self.asked(wake) => {
                     self.reload().await;
-                    if self.generations.current().is_some() {
+                    if self.parts.generations.current().is_some() {
                         return;
                     }
                 }
@@ -165,70 +204,103 @@ impl Work {
     }
 
     async fn reload(&mut self) {
-        self.told.reloading();
+        self.parts.told.reloading();
         let result = caught(self.try_reload()).await.unwrap_or_else(|()| {
             tell_panic("reload", "the running configuration stays");
             Err(ReloadError::Panicked)
         });
-        let result = match result {
-            Ok(written) => {
-                self.told.accepted(written);
-                "ok"
+        match result {
+            Ok(Reloaded { generation, changes, written }) => {
+                self.ended(None);
+                let changes = summary(&changes);
+                tracing::info!(generation, changes, "Reloaded; the new configuration is in force.");
+                self.parts.told.accepted(written);
             }
             Err(error) => {
+                self.ended(Some(error.to_string()));
                 tracing::error!("Reload failed; the running configuration stays: {error}");
-                self.told.refused(&error);
-                "failed"
+                self.parts.told.refused(&error);
             }
-        };
-        metrics::add(Metric::Reloads, 1, &[KeyValue::new("result", result)]);
+        }
     }
 
-    /// Answers what is in force then.
-    async fn try_reload(&mut self) -> Result<Option<Written>, ReloadError> {
-        let Loaded { settings, warnings, written } =
-            load::load(&self.sources).map_err(ReloadError::Problems)?;
+    /// Tells how a reload has ended to whoever asks later; the log comes after it.
+    #[allow(clippy::cast_precision_loss)] // seconds since 1970 are exact in an f64
+    fn ended(&self, refused: Option<String>) {
+        let result = if refused.is_none() { "ok" } else { "failed" };
+        metrics::add(Metric::Reloads, 1, &[KeyValue::new("result", result)]);
+        metrics::set(Metric::LastReloadOk, f64::from(u8::from(refused.is_none())), &[]);
+        if refused.is_none() {
+            metrics::set(Metric::LastReload, node_time().0 as f64, &[]);
+        }
+        self.parts.generations.reloaded(refused);
+    }
+
+    async fn try_reload(&mut self) -> Result<Reloaded, ReloadError> {
+        if let Some(watch) = &mut self.watch {
+            watch.note().await;
+        }
+        let Loaded { settings, warnings, written, places } =
+            load::load(&self.parts.sources).map_err(ReloadError::Refused)?;
         for warning in &warnings {
             tracing::warn!("{}", warning.one_line());
         }
-        let fixed = changed_but_fixed(&self.started_with, &settings);
-        if !fixed.is_empty() {
-            return Err(ReloadError::NeedsRestart(fixed.join(", ")));
-        }
+        let asked = Asked { settings: &settings, places: &places };
+        let Parts { generations, telemetry, socket, admin, .. } = &self.parts;
+        let running = generations.current();
+        let wanted = Outline::of(&settings);
+        let before = running.as_ref().map(|running| running.outline());
+        unless_any(asked.forbidden(generations.started_with(), before, &wanted))?;
+
         let number = self.built + 1;
-        let next = self.build(number, &settings)?;
-        if let Some(running) = self.generations.current() {
-            let deadline = Deadline::after(settings.reload_timeout);
-            if let Err(why) = next.ready(deadline).await {
+        let next = self.build(number, &settings).map_err(|e| refuse(asked.not_built(&e)))?;
+        if let Some(running) = &running {
+            let deadline = Deadline::after(settings.reload.timeout);
+            if let Err(missing) = next.ready(deadline, settings.reload.strict).await {
                 if running.encrypts(Deadline::after(RUNNING_WITHIN)).await {
-                    return Err(why.into());
+                    let problems = missing.iter().map(|e| asked.not_ready(e)).collect();
+                    return Err(ReloadError::Refused(Problems::new(problems)));
                 }
-                tracing::warn!(
-                    "The new configuration does not answer, but the running one cannot encrypt \
-                     either, so the new one takes over: {why}."
-                );
+                for why in missing {
+                    tracing::warn!(
+                        "The new configuration does not answer, but the running one cannot \
+                         encrypt either, so the new one takes over: {why}."
+                    );
+                }
             }
         }
-        if let Some(running) = self.generations.current() {
-            warn_of_dropped(&running, &settings);
+        if let Some(running) = &running {
+            let others = next.other_keys(running, &settings.reload.retired).await;
+            unless_any(others.iter().map(|e| asked.not_ready(e)).collect())?;
         }
-        // From here on only the traces can fail, and they change nothing then.
-        check_filter(&settings.log.filter)?;
-        self.telemetry.traces().apply(settings.traces.as_ref())?;
-        self.telemetry.logs().apply(&settings.log)?;
+        check_filter(&settings.log.filter).map_err(|e| refuse(asked.no_log(&e)))?;
+        let port = admin.prepare(settings.admin).await.map_err(|e| refuse(asked.no_port(&e)))?;
+        let patience = settings.reload.timeout.min(LOCK_PATIENCE);
+        let moved = socket.prepare(&settings.socket, patience).await;
+        let moved = moved.map_err(|e| refuse(asked.no_socket(&e)))?;
+        let traces = telemetry.traces().apply(settings.traces.as_ref());
+        traces.map_err(|e| refuse(asked.no_traces(&e)))?;
+
+        // Nothing fails from here on: the filter has been looked at.
+        telemetry.logs().apply(&settings.log).map_err(|e| refuse(asked.no_log(&e)))?;
+        if let Some(port) = port {
+            self.parts.admin.commit(port);
+        }
+        self.parts.socket.commit(moved).await;
+        self.is_watching = settings.reload.watch;
+        let changes = before.map(|before| change::differences(before, &wanted));
         self.put_in_force(next);
-        tracing::info!(generation = number, "Reloaded; the new configuration is in force.");
-        Ok(written)
+        Ok(Reloaded { generation: number, changes: changes.unwrap_or_default(), written })
     }
 
     fn build(&self, number: u64, settings: &Settings) -> Result<Generation, BuildError> {
-        let running = self.generations.current();
+        let running = self.parts.generations.current();
         Generation::build(number, settings, running.as_deref(), &self.remembered, &self.jitter)
     }
 
     fn put_in_force(&mut self, next: Generation) {
         self.built = next.number();
-        if let Some(running) = self.generations.current() {
+        if let Some(running) = self.parts.generations.current() {
             // What it learnt of a KEK that `next` does not have is for whoever puts it back.
             self.remembered.take_in(&running.memories());
         }
@@ -236,22 +308,16 @@ impl Work {
             state.follow(next.memories());
             self.canaries = Some(state.keep_canaries(next.canaries()));
         }
-        self.generations.swap(Arc::new(next));
+        self.parts.generations.swap(Arc::new(next));
     }
 }
 
-/// A typo in a name, or a key that was taken out too early, shows itself here first.
-fn warn_of_dropped(running: &Generation, wanted: &Settings) {
-    for kek in running.keyring().keks() {
-        let name = kek.name();
-        if wanted.keyring.keks.iter().all(|kept| kept.name != *name) {
-            tracing::warn!(
-                kek = %name,
-                "The new configuration does not have this KEK: what it encrypted can no longer be \
-                 read. Put it back at the end of keyNames if anything in etcd still names it."
-            );
-        }
-    }
+fn refuse(problem: Problem) -> ReloadError {
+    ReloadError::Refused(Problems::new(vec![problem]))
+}
+
+fn unless_any(problems: Vec<Problem>) -> Result<(), ReloadError> {
+    if problems.is_empty() { Ok(()) } else { Err(ReloadError::Refused(Problems::new(problems))) }
 }
 
 /// The errors among `problems`, for one line of the log.
@@ -260,15 +326,15 @@ pub(super) fn one_line(problems: &Problems) -> String {
     errors.map(Problem::one_line).collect::<Vec<_>>().join(" ")
 }
 
-/// The settings that differ although only a start reads them.
-fn changed_but_fixed(running: &Settings, wanted: &Settings) -> Vec<&'static str> {
-    let fixed = [
-        ("socket", running.socket != wanted.socket),
-        ("admin.listen", running.admin != wanted.admin),
-        ("calls", running.kms != wanted.kms),
-        ("statusVersion", running.keyring.status.version != wanted.keyring.status.version),
-        ("shutdownGrace", running.shutdown_grace != wanted.shutdown_grace),
-        ("stateDir", running.state_dir != wanted.state_dir),
-    ];
-    fixed.into_iter().filter_map(|(name, changed)| changed.then_some(name)).collect()
+/// What has changed, for one line of the log.
+fn summary(changes: &[String]) -> String {
+    if changes.is_empty() {
+        return "none".to_owned();
+    }
+    let mut all = changes.join("; ");
+    if let Some((end, _)) = all.char_indices().nth(LONGEST_SUMMARY) {
+        all.truncate(end);
+        all.push('…');
+    }
+    all
 }

@@ -43,6 +43,9 @@ const PROOFS_EVERY: Duration = Duration::from_secs(30);
 /// The least between two writes, however often something changes.
 const GAP: Duration = Duration::from_secs(1);
 
+/// The time that the last write has.
+const LAST_WRITE: Duration = Duration::from_secs(2);
+
 /// KEKs, and what is known of each.
 pub(super) type Memories = Vec<(Arc<KekSettings>, Arc<KekMemory>)>;
 
@@ -50,6 +53,7 @@ pub(super) type Memories = Vec<(Arc<KekSettings>, Arc<KekMemory>)>;
 #[derive(Clone, Debug)]
 pub(super) struct StateKeeper {
     followed: watch::Sender<Followed>,
+    has_ended: watch::Receiver<bool>,
     _task: Arc<OwnedTask>,
 }
 
@@ -58,6 +62,8 @@ pub(super) struct StateKeeper {
 struct Followed {
     memories: Arc<Memories>,
     sections: BTreeMap<String, Value>,
+    /// The process ends: what is not written yet is to be, once and at once.
+    is_last: bool,
 }
 
 /// What was written, and when.
@@ -76,12 +82,13 @@ async fn keep(folder: PathBuf, mut following: watch::Receiver<Followed>) {
         let seen = followed.memories.iter().zip(&mut keks);
         let entries =
             seen.filter_map(|((kek, _), seen)| Entry::of(kek, seen.borrow_and_update().clone()));
-        let now =
-            State { keks: entries.collect(), sections: followed.sections, ..State::default() };
+        let (sections, is_last) = (followed.sections, followed.is_last);
+        let now = State { keks: entries.collect(), sections, ..State::default() };
         // Nothing known is nothing to say: it must not wipe out what an earlier run knew.
         let is_worth_it = !now.keks.is_empty();
         let mut due = match &written {
             Some(last) if last.state == now => None,
+            _ if is_last => is_worth_it.then(Instant::now),
             Some(last) if last.state.is_but_for_proofs(&now) => Some(last.at + PROOFS_EVERY),
             Some(last) => is_worth_it.then(|| last.at + GAP),
             None => is_worth_it.then(Instant::now),
@@ -108,6 +115,9 @@ async fn keep(folder: PathBuf, mut following: watch::Receiver<Followed>) {
                 }
                 Err(_) => due = Some(Instant::now() + RETRY), // the runtime ends
             }
+        }
+        if is_last {
+            return;
         }
         // While it cannot be written, its changes are no reason to try sooner.
         let waits_for_changes = !failing;
@@ -137,8 +147,25 @@ impl StateKeeper {
     pub(super) fn start(folder: PathBuf, earlier: &State) -> Self {
         let first = Followed { sections: earlier.sections.clone(), ..Followed::default() };
         let (followed, following) = watch::channel(first);
-        let begin = move || keep(folder.clone(), following.clone());
-        Self { followed, _task: Arc::new(OwnedTask::spawn_again("state", begin)) }
+        let (ended, has_ended) = watch::channel(false);
+        let ended = Arc::new(ended);
+        let begin = move || {
+            let (folder, following, ended) = (folder.clone(), following.clone(), ended.clone());
+            async move {
+                keep(folder, following).await;
+                ended.send_replace(true);
+            }
+        };
+        let task = Arc::new(OwnedTask::spawn_again("state", begin));
+        Self { followed, has_ended, _task: task }
+    }
+
+    /// Writes what is known by now, for the last time. A disk that does not answer is not
+    /// waited for.
+    pub(super) async fn finish(mut self) {
+        self.followed.send_modify(|followed| followed.is_last = true);
+        let ended = self.has_ended.wait_for(|ended| *ended);
+        let _ = tokio::time::timeout(LAST_WRITE, ended).await;
     }
 
     /// Follows these from now on, and no others.

@@ -39,6 +39,10 @@ pub(super) struct Script {
     pub(super) material: u8,
     /// Answered to reads instead of the truth, as a standby that is behind would.
     pub(super) stale_read: Option<KeyMetadata>,
+    /// The key is deleted in the moment in which this is encrypted, which makes another one.
+    pub(super) remade_for: Option<&'static [u8]>,
+    /// Nobody can be asked for the active node's word.
+    pub(super) leaderless: bool,
     pub(super) down: bool,
     /// No address is usable, as everybody knows.
     pub(super) left_out: bool,
@@ -222,6 +226,8 @@ impl FakeTransit {
             key: Some(key),
             material,
             stale_read: None,
+            remade_for: None,
+            leaderless: false,
             down: false,
             left_out: false,
             latency: Duration::ZERO,
@@ -289,7 +295,13 @@ impl TransitKey for FakeTransit {
         version: Option<KeyVersion>,
         deadline: Deadline,
     ) -> BoxFuture<'a, Result<Wrapped, TransitError>> {
+        let time = self.time();
         Box::pin(self.answer(deadline, move |script| {
+            if script.remade_for.take_if(|text| *text == plaintext.expose()).is_some() {
+                script.material += 1;
+                let key = script.key.as_mut().ok_or(Refusal::KeyNotFound)?;
+                key.versions.insert(1, time);
+            }
             let version = version.map(|version| version.number);
             script.encrypts.push(version);
             if let Some(refusal) = script.refuse_encrypt.clone() {
@@ -349,6 +361,27 @@ impl TransitKey for FakeTransit {
                     let read = script.stale_read.as_ref().or(script.key.as_ref());
                     read.cloned().ok_or(Refusal::KeyNotFound)
                 }
+            }
+        }))
+    }
+
+    fn read_at_active(
+        &self,
+        deadline: Deadline,
+    ) -> BoxFuture<'_, Result<KeyMetadata, TransitError>> {
+        if self.script.lock().unwrap().leaderless {
+            let kind = CallErrorKind::Undecided;
+            let cluster = self.cluster.clone();
+            let error = CallError { cluster, kind, attempts: Vec::new() };
+            let cause = TransitCause::Unavailable(error);
+            let error = TransitError { mount: "transit".into(), key: "fake".into(), cause };
+            return Box::pin(std::future::ready(Err(error)));
+        }
+        Box::pin(self.answer(deadline, |script| {
+            script.reads += 1;
+            match script.refuse_read.clone() {
+                Some(refusal) => Err(refusal),
+                None => script.key.clone().ok_or(Refusal::KeyNotFound),
             }
         }))
     }

@@ -23,7 +23,7 @@ use crate::telemetry::metrics::{self, Metric};
 use crate::transit::{KeyMetadata, KeyVersion, TransitError, TransitKey, Vouch};
 
 mod calling;
-mod watching;
+pub(crate) mod watching;
 
 pub(crate) use calling::{Verified, Verify};
 pub(crate) use watching::keep_proven;
@@ -214,6 +214,10 @@ impl Core {
             let Choice { active, again } = m.key.choose(pin, delay, vault_now, Instant::now());
             match &active {
                 Ok(chosen) => m.active = Some(*chosen),
+                // What an earlier process saw may have come of age.
+                Err(Inactive::Unread) if pin.is_none() => {
+                    m.active = m.key.activation().or(m.active)
+                }
                 // Read and found wanting; that Vault's clock is not known yet passes.
                 Err(Inactive::Unusable(_)) if again == Again::No => m.active = None,
                 Err(_) => {}

@@ -29,7 +29,9 @@ pub struct Snapshot {
     pub activated: Option<Activation>,
     /// The version that encrypted last: another one only where `activeVersion` pins it.
     pub active: Option<Activation>,
-    /// When that was proven last, by this machine's clock.
+    /// The newest version that was seen, which may not have encrypted yet.
+    pub newest: Option<Activation>,
+    /// When the active one was proven last, by this machine's clock.
     pub proven: Option<UnixSeconds>,
     /// Vault says for good that it is lost, and why.
     pub lost: Option<String>,
@@ -71,11 +73,9 @@ impl KekMemory {
 
     /// Knows what an earlier process knew; `now` is this machine's clock.
     pub fn restored(snapshot: Snapshot, now: UnixSeconds) -> Self {
-        let Snapshot { activated, active, proven, lost } = snapshot;
-        let mut remembered = Remembered { active, ..Remembered::default() };
-        if let Some(activated) = activated {
-            remembered.key = SeenKey::with_activation(activated);
-        }
+        let Snapshot { activated, active, newest, proven, lost } = snapshot;
+        let key = SeenKey::remembered(activated, newest);
+        let mut remembered = Remembered { key, active, ..Remembered::default() };
         if let Some(proven) = proven {
             remembered.proofs = Proofs::restored(proven, now, Instant::now());
         }
@@ -131,6 +131,7 @@ impl Remembered {
         Snapshot {
             activated: self.key.activation(),
             active: self.active,
+            newest: self.key.newest(),
             proven: self.proofs.proven(),
             lost: lost.map(str::to_owned),
         }
@@ -159,7 +160,9 @@ mod tests {
         let active = Activation { version: 2, ..V3 };
         for lost in [None, Some("gone".to_owned())] {
             let proven = Some(UnixSeconds(90));
-            let known = Snapshot { activated: Some(V3), active: Some(active), proven, lost };
+            let newest = Some(Activation { version: 4, ..V3 });
+            let activated = Some(V3);
+            let known = Snapshot { activated, active: Some(active), newest, proven, lost };
             let restored = KekMemory::restored(known.clone(), UnixSeconds(100));
             assert_eq!(restored.snapshot(), known);
         }

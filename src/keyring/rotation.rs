@@ -5,13 +5,13 @@
 //! *Order of what was seen.* Standbys may be behind, so a read is compared with what is
 //! known by (creation time of the latest version, its number). A newer creation time wins
 //! even with a lower number: the key was deleted and made again. A lower answer is taken
-//! for stale, unless it comes three times over 60 s: Vault was restored from a snapshot.
-//! Any node's answer counts for that, because nodes' roles are not known here. A standby
-//! that is behind catches up within seconds, so it does not repeat itself for a minute; one
-//! that is cut off from its leader does. When it is the only node within reach, its older
-//! version encrypts until another answers: key_id then goes back, but nothing is lost. After
-//! a restart the version that encrypted last stands for what is known, and until something
-//! is believed the key counts as unread.
+//! for stale, unless the active node says it three times over 60 s: Vault was restored from a
+//! snapshot. Another node's answer counts only where the active one has never been heard of
+//! it, and only after ten minutes: no standby that catches up is behind for so long, and
+//! where nobody says which node is active there must be an end, too. After
+//! a restart the newest version that was seen stands for what is known. Until something is
+//! believed the key counts as unread, and encrypts only with a version that the doubted
+//! answer has too.
 //!
 //! *Activation.* A new version encrypts only when it is `activationDelay` old by Vault's
 //! clock, so that every node switches in the same second and no standby is asked to
@@ -31,6 +31,8 @@ mod tests;
 /// How often a lower answer must come before it is believed, and over how long.
 const DOUBTS: u32 = 3;
 const DOUBT_SPAN: Duration = Duration::from_secs(60);
+/// The same where the active node cannot be asked.
+const UNCONFIRMED_SPAN: Duration = Duration::from_secs(600);
 
 /// Transit's authenticated symmetric types: with these a wrong key is an error, never a
 /// wrong plaintext.
@@ -41,6 +43,8 @@ const USABLE_TYPES: [&str; 4] =
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SeenKey {
     adopted: Option<Adopted>,
+    /// The newest version of what was believed last, in this life or an earlier one.
+    newest: Option<Activation>,
     doubt: Option<Doubt>,
     activation: Option<Activation>,
     gone: Option<String>,
@@ -56,21 +60,33 @@ struct Adopted {
 /// A lower answer that may turn out to be true.
 #[derive(Clone, Debug)]
 struct Doubt {
+    metadata: Arc<KeyMetadata>,
     order: Order,
     since: Instant,
     times: u32,
+    /// Since when, and how often, the active node has said it.
+    confirmed: Option<(Instant, u32)>,
 }
 
 /// (creation time of the latest version, its number).
 type Order = (UnixSeconds, u32);
 
-/// The version that encrypts. A version's creation time belongs to its identity.
+/// A version, as one that encrypts. Its creation time belongs to its identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Activation {
     /// Its number.
     pub version: u32,
     /// When Vault made it.
     pub created: UnixSeconds,
+}
+
+/// Who told the metadata.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Teller {
+    /// Some node, which may be behind.
+    Someone,
+    /// The active node.
+    Active,
 }
 
 /// What a read of the metadata turned out to be.
@@ -86,7 +102,7 @@ pub(crate) enum Observation {
     Recreated,
     /// An older state: not believed (yet).
     Stale {
-        /// How often it came in a row.
+        /// How often the active node has said it in a row.
         times: u32,
     },
     /// An older state that came often enough: Vault was restored from a snapshot.
@@ -127,9 +143,10 @@ pub(crate) enum Again {
 // === impl SeenKey ===
 
 impl SeenKey {
-    /// A key of which nothing is known but which version encrypted last.
-    pub(crate) fn with_activation(activation: Activation) -> Self {
-        Self { activation: Some(activation), ..Self::default() }
+    /// A key of which nothing is known but which version encrypted last, and which one was
+    /// the newest.
+    pub(crate) fn remembered(activation: Option<Activation>, newest: Option<Activation>) -> Self {
+        Self { activation, newest, ..Self::default() }
     }
 
     /// The metadata that holds now.
@@ -140,6 +157,11 @@ impl SeenKey {
     /// The version that encrypted last.
     pub(crate) fn activation(&self) -> Option<Activation> {
         self.activation
+    }
+
+    /// The newest version that was ever believed to be there.
+    pub(crate) fn newest(&self) -> Option<Activation> {
+        self.newest
     }
 
     /// Why the key is known to be gone.
@@ -159,17 +181,19 @@ impl SeenKey {
     pub(crate) fn observe(
         &mut self,
         read: KeyMetadata,
+        teller: Teller,
         now: Instant,
     ) -> Result<Observation, &'static str> {
         let created = read.versions.get(&read.latest_version);
         let created = created
             .ok_or("Vault answered metadata with no creation time for the latest version")?;
-        let order = (*created, read.latest_version);
+        let newest = Activation { version: read.latest_version, created: *created };
+        let (order, read) = (newest.order(), Arc::new(read));
         self.gone = None;
+        let before = [self.activation, self.newest].into_iter().flatten();
+        let is_older = before.map(|before| before.order()).max().is_some_and(|b| order < b);
         let observation = match &self.adopted {
-            None if self.activation.is_some_and(|last| order < (last.created, last.version)) => {
-                self.doubt(order, now)
-            }
+            None if is_older => self.doubt(&read, order, teller, now),
             None => Observation::First,
             Some(known) if order == known.order => Observation::Same,
             Some(known) if order > known.order => {
@@ -179,7 +203,7 @@ impl SeenKey {
                     });
                 if same_key { Observation::Rotated } else { Observation::Recreated }
             }
-            Some(_) => self.doubt(order, now),
+            Some(_) => self.doubt(&read, order, teller, now),
         };
         if matches!(observation, Observation::Stale { .. }) {
             return Ok(observation);
@@ -189,19 +213,41 @@ impl SeenKey {
             Some(known) if observation == Observation::Same => known.since,
             _ => now,
         };
-        self.adopted = Some(Adopted { metadata: Arc::new(read), order, since });
+        self.adopted = Some(Adopted { metadata: read, order, since });
+        self.newest = Some(newest);
         Ok(observation)
     }
 
-    fn doubt(&mut self, order: Order, now: Instant) -> Observation {
-        let doubt = match self.doubt.take() {
-            Some(doubt) if doubt.order == order => Doubt { times: doubt.times + 1, ..doubt },
-            _ => Doubt { order, since: now, times: 1 },
+    /// Whether an older state was told that may turn out to be true.
+    pub(crate) const fn is_in_doubt(&self) -> bool {
+        self.doubt.is_some()
+    }
+
+    fn doubt(
+        &mut self,
+        read: &Arc<KeyMetadata>,
+        order: Order,
+        teller: Teller,
+        now: Instant,
+    ) -> Observation {
+        let metadata = Arc::clone(read);
+        let mut doubt = match self.doubt.take() {
+            Some(doubt) if doubt.order == order => Doubt { metadata, ..doubt },
+            _ => Doubt { metadata, order, since: now, times: 0, confirmed: None },
         };
-        if doubt.times >= DOUBTS && now - doubt.since >= DOUBT_SPAN {
+        doubt.times += 1;
+        if teller == Teller::Active {
+            let (since, times) = doubt.confirmed.unwrap_or((now, 0));
+            doubt.confirmed = Some((since, times + 1));
+        }
+        let (since, times, span) = match doubt.confirmed {
+            Some((since, times)) => (since, times, DOUBT_SPAN),
+            None => (doubt.since, doubt.times, UNCONFIRMED_SPAN),
+        };
+        if times >= DOUBTS && now - since >= span {
             return Observation::RolledBack;
         }
-        let times = doubt.times;
+        let times = doubt.confirmed.map_or(0, |(_, times)| times);
         self.doubt = Some(doubt);
         Observation::Stale { times }
     }
@@ -219,12 +265,13 @@ impl SeenKey {
         vault_now: Option<UnixSeconds>,
         now: Instant,
     ) -> Choice {
-        let seen_before = self.adopted.is_some() || self.activation.is_some();
+        let seen_before =
+            self.adopted.is_some() || self.activation.is_some() || self.newest.is_some();
         if let Some(why) = self.gone.as_ref().filter(|_| seen_before) {
             return Choice { active: Err(Inactive::Gone(why.clone())), again: Again::No };
         }
         let Some(Adopted { metadata: key, since, .. }) = &self.adopted else {
-            return Choice { active: Err(Inactive::Unread), again: Again::No };
+            return self.choose_unread(pin, delay, vault_now);
         };
         if let Some(inactive) = unusable(key) {
             return Choice { active: Err(inactive), again: Again::No };
@@ -278,6 +325,49 @@ impl SeenKey {
         };
         self.activation = Some(active);
         Choice { active: Ok(active), again }
+    }
+
+    /// The choice while nothing is believed yet in this life. What an earlier one saw comes of
+    /// age all the same, for that is when every other node switches. An older state that is
+    /// doubted is one of the same key when it has the version that is due: that one encrypts.
+    fn choose_unread(
+        &mut self,
+        pin: Option<u32>,
+        delay: Duration,
+        vault_now: Option<UnixSeconds>,
+    ) -> Choice {
+        let mut again = Again::No;
+        let newer =
+            self.newest.filter(|newest| self.activation.is_none_or(|a| a.is_below(*newest)));
+        if let (Some(newer), Some(now), None) = (newer, vault_now, pin) {
+            let due = newer.created.plus(delay);
+            if due <= now {
+                self.activation = Some(newer);
+            } else {
+                again = Again::At(due);
+            }
+        }
+        let key = self.doubt.as_ref().map(|doubt| &doubt.metadata);
+        let key = key.filter(|key| unusable(key).is_none());
+        let last = key.zip(self.activation).and_then(|(key, last)| {
+            let version = key.version(pin.unwrap_or(last.version))?;
+            let it = Activation { version: version.number, created: version.created };
+            let is_the_same_key = key.version(last.version)?.created == last.created;
+            (is_the_same_key && key.may_encrypt(it.version)).then_some(it)
+        });
+        Choice { active: last.ok_or(Inactive::Unread), again }
+    }
+}
+
+// === impl Activation ===
+
+impl Activation {
+    const fn order(&self) -> Order {
+        (self.created, self.version)
+    }
+
+    fn is_below(self, other: Self) -> bool {
+        self.order() < other.order()
     }
 }
 

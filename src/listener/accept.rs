@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use rustix::io::Errno;
+use rustix::net::SocketFlags;
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -36,6 +37,8 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 #[derive(Debug)]
 pub struct Acceptor<S = BoundSocket> {
     source: S,
+    /// What was accepted from before; closed when nobody waits there any more.
+    leaving: Option<S>,
     policy: PeerPolicy,
     refusals: Refusals,
     places: Arc<Semaphore>,
@@ -46,6 +49,14 @@ pub struct Acceptor<S = BoundSocket> {
 /// Where connections come from: the socket, or a test.
 trait Source: Send {
     fn accept(&mut self) -> impl Future<Output = io::Result<UnixStream>> + Send;
+
+    /// Nobody shall come any more.
+    fn leave(&mut self) {}
+
+    /// Whoever has come before it was left.
+    fn accept_left(&mut self) -> Option<UnixStream> {
+        None
+    }
 }
 
 /// Pauses that double from [`SHORTEST_PAUSE`] to [`LONGEST_PAUSE`].
@@ -84,6 +95,7 @@ impl<S: Source> Acceptor<S> {
     fn from_source(source: S, policy: PeerPolicy, max: usize, stop: CancellationToken) -> Self {
         Self {
             source,
+            leaving: None,
             policy,
             refusals: Refusals::default(),
             places: Arc::new(Semaphore::new(max)),
@@ -102,10 +114,29 @@ impl<S: Source> Acceptor<S> {
         }
     }
 
+    /// Asks `policy` from now on, and accepts from `source` if there is one. Whoever has
+    /// dialled the source before it is still accepted.
+    pub(super) fn change(&mut self, source: Option<S>, policy: PeerPolicy) {
+        self.policy = policy;
+        if let Some(source) = source {
+            let mut last = std::mem::replace(&mut self.source, source);
+            last.leave();
+            self.leaving = Some(last);
+        }
+    }
+
     async fn accept_unless_stopped(&mut self) -> Connection {
         loop {
             let place = self.place().await;
-            let stream = match self.source.accept().await {
+            let left = self.leaving.as_mut().and_then(Source::accept_left);
+            if left.is_none() {
+                self.leaving = None;
+            }
+            let accepted = match left {
+                Some(stream) => Ok(stream),
+                None => self.source.accept().await,
+            };
+            let stream = match accepted {
                 Ok(stream) => stream,
                 Err(error) => {
                     self.wait_after(&error).await;
@@ -164,6 +195,23 @@ impl<S: Source> Acceptor<S> {
 impl Source for BoundSocket {
     async fn accept(&mut self) -> io::Result<UnixStream> {
         self.listener().accept().await.map(|(stream, _)| stream)
+    }
+
+    fn leave(&mut self) {
+        self.remove_if_ours();
+    }
+
+    fn accept_left(&mut self) -> Option<UnixStream> {
+        // Not tokio's: it may not have heard yet that somebody waits.
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let stream = loop {
+            match rustix::net::accept_with(self.listener(), flags) {
+                Ok(stream) => break stream,
+                Err(Errno::CONNABORTED | Errno::INTR) => {}
+                Err(_) => return None,
+            }
+        };
+        UnixStream::from_std(stream.into()).ok()
     }
 }
 

@@ -21,6 +21,7 @@ use rustix::net::{
 use tokio::net::UnixListener;
 use tokio::time::Instant;
 
+pub use self::file::SocketAccess;
 use self::file::SocketFile;
 pub(super) use self::file::check_parent as check_folder;
 use self::lock::LockFile;
@@ -186,6 +187,15 @@ pub enum BindError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// systemd holds the socket.
+    #[error(
+        "{address} is inherited from systemd, so where it is and who may dial it is written in \
+         the socket unit; change that back here, or change both and restart both"
+    )]
+    Inherited {
+        /// The address.
+        address: String,
+    },
     /// Anything else that the kernel refused.
     #[error("cannot {action} {path}: {source}{}", advice(source))]
     Io {
@@ -331,6 +341,11 @@ impl BoundSocket {
     /// What accepts.
     pub(super) const fn listener(&self) -> &UnixListener {
         &self.listener
+    }
+
+    /// The way to change its file's mode and owner; `None` when it has no file of ours.
+    pub(super) fn access(&self) -> Option<SocketAccess> {
+        self.file.as_ref().map(|owned| owned.file.access())
     }
 
     /// Removes the socket's file, if it is still the one that was made here. The listener

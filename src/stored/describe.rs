@@ -1,8 +1,10 @@
 //! Which KEK wrapped a data key, and which plugin asked for it.
 
 use super::Kms;
-use crate::keyring::KEK_ANNOTATION;
+use crate::config::settings::KekName;
+use crate::keyring::envelope::Reader;
 use crate::keyring::envelope::written::{BAO_ANNOTATION, Beside, Written};
+use crate::keyring::{DecryptHints, KEK_ANNOTATION, KeyringError};
 
 /// What a wrapped data key says about its origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -78,6 +80,25 @@ impl<'a> Kms<'a> {
         };
         let key_id = Some(body.key_id).filter(|id| !id.is_empty());
         Description { kek, version, writer, key_id }
+    }
+
+    /// Why no configuration of this daemon can decrypt it, where that is certain without
+    /// asking: it is damaged, or made by what is no Vault.
+    pub fn trouble(&self) -> Option<String> {
+        let body = match self.body {
+            Ok(body) => body,
+            Err(damage) => return Some(damage.to_string()),
+        };
+        let annotations = body.annotations.iter();
+        let hints = DecryptHints {
+            key_id: body.key_id.to_owned(),
+            annotations: annotations.map(|(name, v)| (name.to_owned(), v.to_vec())).collect(),
+        };
+        let kek = self.describe().kek.and_then(|kek| KekName::try_new(kek).ok());
+        match (Reader { keks: kek.as_slice(), bao: None }).read(body.ciphertext, &hints) {
+            Err(KeyringError::Unreadable(why)) => Some(why),
+            _ => None,
+        }
     }
 }
 

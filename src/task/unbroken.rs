@@ -9,7 +9,7 @@ use tokio::sync::watch;
 static PROCESS: LazyLock<Unbroken> = LazyLock::new(Unbroken::default);
 
 /// Counts what must not be broken off.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 struct Unbroken(watch::Sender<Count>);
 
 #[derive(Default)]
@@ -38,12 +38,6 @@ pub(crate) fn is_running() -> bool {
 }
 
 // === impl Unbroken ===
-
-impl Default for Unbroken {
-    fn default() -> Self {
-        Self(watch::Sender::default())
-    }
-}
 
 impl Unbroken {
     fn begin(&self) -> Option<Guard> {

@@ -162,6 +162,10 @@ metrics! {
     /// Whether the last accepted configuration runs because the file could not be used at the
     /// start: 1 or 0.
     ConfigFallback = Kind::Gauge, "vault_kms_proxy.config.fallback", "{state}", [];
+    /// Whether the last reload took the configuration into use: 1, or 0 when it was refused.
+    LastReloadOk = Kind::Gauge, "vault_kms_proxy.reload.last_ok", "{state}", [];
+    /// When a reload last took a configuration into use, in seconds since 1970.
+    LastReload = Kind::Gauge, "vault_kms_proxy.reload.last_success", "s", [];
 }
 
 /// The text form of all metrics.

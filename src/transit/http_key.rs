@@ -58,6 +58,21 @@ impl HttpTransitKey {
         }
     }
 
+    async fn read_key(
+        &self,
+        needs_active: bool,
+        deadline: Deadline,
+    ) -> Result<KeyMetadata, TransitError> {
+        let operation =
+            Operation { needs_active, ..self.operation(Verb::ReadKey, &self.read_path, None) };
+        let answer = self.send(operation, deadline).await?;
+        let metadata =
+            wire::key_answer(&answer.body).map_err(|wrong| self.unacceptable(&answer, wrong))?;
+        let nonce = wire::nonce_length(&metadata.key_type).unwrap_or(0);
+        self.nonce.store(nonce, Ordering::Relaxed);
+        Ok(metadata)
+    }
+
     async fn ask(
         &self,
         verb: Verb,
@@ -65,17 +80,27 @@ impl HttpTransitKey {
         body: Option<Zeroizing<Vec<u8>>>,
         deadline: Deadline,
     ) -> Result<Answer, TransitError> {
-        let operation = Operation {
+        self.send(self.operation(verb, path, body), deadline).await
+    }
+
+    fn operation(&self, verb: Verb, path: &str, body: Option<Zeroizing<Vec<u8>>>) -> Operation {
+        Operation {
+            needs_active: false,
             verb,
             method: if body.is_some() { Method::POST } else { Method::GET },
             path: path.to_owned(),
             namespace: self.namespace.clone(),
             body,
-        };
+        }
+    }
+
+    async fn send(&self, operation: Operation, deadline: Deadline) -> Result<Answer, TransitError> {
+        let verb = operation.verb;
         match self.cluster.call(operation, deadline).await {
             Ok(answer) if answer.status.is_success() => Ok(answer),
             Ok(answer) => Err(self.refused(verb, &answer)),
             Err(mut error) => match error.kind {
+                CallErrorKind::Agreed(answer) if answer.status.is_success() => Ok(*answer),
                 CallErrorKind::Agreed(answer) => Err(self.refused(verb, &answer)),
                 kind => {
                     error.kind = kind;
@@ -131,14 +156,14 @@ impl TransitKey for HttpTransitKey {
     }
 
     fn read(&self, deadline: Deadline) -> BoxFuture<'_, Result<KeyMetadata, TransitError>> {
-        Box::pin(async move {
-            let answer = self.ask(Verb::ReadKey, &self.read_path, None, deadline).await?;
-            let metadata = wire::key_answer(&answer.body)
-                .map_err(|wrong| self.unacceptable(&answer, wrong))?;
-            let nonce = wire::nonce_length(&metadata.key_type).unwrap_or(0);
-            self.nonce.store(nonce, Ordering::Relaxed);
-            Ok(metadata)
-        })
+        Box::pin(self.read_key(false, deadline))
+    }
+
+    fn read_at_active(
+        &self,
+        deadline: Deadline,
+    ) -> BoxFuture<'_, Result<KeyMetadata, TransitError>> {
+        Box::pin(self.read_key(true, deadline))
     }
 
     fn encrypt_capabilities(

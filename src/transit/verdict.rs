@@ -6,7 +6,9 @@
 //!
 //! * A standby may be a few hundred milliseconds behind. What sounds final but may only
 //!   be old (`encryption key not found`, `version is too new`) is [`Verdict::Stale`]: it
-//!   is final when the others agree.
+//!   is final when the active node says it. So is `message authentication failed`, for a key
+//!   that was made again or restored is another one. That costs one more request for each
+//!   such answer, and nothing for a good one.
 //! * What is not in Vault's form was written by something before it (a proxy, a load
 //!   balancer), whatever its status: other addresses may lead past it.
 //! * No leader is nobody's fault. During an election every node says so, and to count it
@@ -171,6 +173,13 @@ fn classify_bad_request(verb: Verb, text: Text) -> Verdict {
         Verdict::Stale("the key has no such version yet")
     } else if of_a_key && text.has("encryption key not found") {
         Verdict::Stale("the key was not found")
+    } else if verb == Verb::Decrypt && text.has("message authentication failed") {
+        // It may not have heard yet that the key was restored or made again.
+        Verdict::Stale("another key made it, or it was damaged")
+    } else if verb == Verb::Decrypt && text.has("too old") {
+        Verdict::Stale("its version is below min_decryption_version")
+    } else if of_a_key && (text.has("soft-deleted") || text.has("soft deleted")) {
+        Verdict::Stale("the key was deleted (soft)")
     } else if verb == Verb::Encrypt && text.has("higher than the latest key version") {
         Verdict::Stale("the version is above the key's latest")
     } else if matches!(verb, Verb::LookupWrapping | Verb::Unwrap) {

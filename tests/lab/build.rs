@@ -7,5 +7,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for file in files {
         println!("cargo:rerun-if-changed=../../proto/{file}");
     }
+
+    // The lab writes to etcd as kube-apiserver does; the daemon's part of etcd can only read.
+    let descriptors = protox::compile(["etcd.proto"], ["proto"])?;
+    tonic_prost_build::configure().build_server(false).compile_fds(descriptors)?;
+    println!("cargo:rerun-if-changed=proto/etcd.proto");
     Ok(())
 }

@@ -91,6 +91,7 @@ async fn address(
     timeout: Duration,
 ) {
     let operation = Operation {
+        needs_active: false,
         verb: Verb::Health,
         method: Method::GET,
         path: HEALTH_PATH.into(),

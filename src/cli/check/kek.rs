@@ -171,6 +171,7 @@ async fn ask(
 ) -> Result<Value, String> {
     let namespace = kek.namespace.clone().or_else(|| cluster.settings().namespace.clone());
     let operation = Operation {
+        needs_active: false,
         verb: Verb::Read,
         method,
         path: path.to_owned(),

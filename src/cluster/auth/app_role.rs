@@ -116,6 +116,7 @@ impl Method for AppRole {
             let Some(role) = role else { return Ok(Rehearsal::Unknown) };
             let (mount, role) = (path::encode(&self.mount), path::encode_segment(role));
             Ok(Rehearsal::Ask(Operation {
+                needs_active: false,
                 verb: Verb::Read,
                 method: http::Method::POST,
                 path: format!("/v1/auth/{mount}/role/{role}/secret-id/lookup"),

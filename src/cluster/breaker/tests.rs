@@ -168,8 +168,11 @@ async fn what_is_no_fault_of_the_address_does_not_count() {
     for _ in 0..20 {
         go(&mut service, &mut server, Err(fault(Fault::TokenRefused))).await;
         go(&mut service, &mut server, Err(fault(Fault::Unsendable("too large")))).await;
-        let stale =
-            Fault::Stale { reason: "too new", by_active: false, answer: Box::new(answer(400)) };
+        let stale = Fault::Stale {
+            reason: "too new",
+            word: crate::cluster::error::Word::Anyones,
+            answer: Box::new(answer(400)),
+        };
         go(&mut service, &mut server, Err(fault(stale))).await;
     }
     assert_eq!(state.phase(), BreakerPhase::Closed);

@@ -125,3 +125,27 @@ async fn losers_end_with_their_stack() {
     drop(scripted);
     assert_eq!(seen.recv().await, None, "the loser was dropped, before its deadline");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_frozen_node_costs_many_calls_of_an_idle_daemon_a_moment_each() {
+    let mut scripted =
+        Scripted::new(2, |index, _| if index == 0 { Does::Freezes } else { Does::Answers });
+    let calls = (0..64).map(|_| async {
+        let began = Instant::now();
+        scripted.stack.call(call()).await.map(|_| began.elapsed())
+    });
+    let took: Vec<_> = futures_util::future::join_all(calls).await;
+    let longest = took.into_iter().map(Result::unwrap).max().unwrap();
+    assert!(longest < ms(300), "{longest:?}");
+    assert_eq!(scripted.asked().len(), 128);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vault_that_is_slow_everywhere_is_asked_hardly_more_often() {
+    let mut scripted = Scripted::new(3, |_, _| Does::AnswersAfter(ms(600)));
+    for _ in 0..100 {
+        scripted.stack.call(call()).await.unwrap();
+    }
+    let asked = scripted.asked().len();
+    assert!((105..=110).contains(&asked), "{asked}: 5 %, a reserve of 3 and one a minute");
+}

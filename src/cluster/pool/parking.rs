@@ -176,6 +176,7 @@ async fn attend(lot: Arc<Lot>, view: Arc<dyn View>) {
         lost.into_iter().for_each(|grant| drop(lot.turn(grant)));
         let is_empty = lot.parked.load(Ordering::Relaxed) == 0;
         tokio::select! {
+            biased;
             () = lot.changed.notified() => {}
             () = changed, if !is_empty && !has_changed => {}
             () = sleep_until(again), if again.is_some() => {}

@@ -60,9 +60,10 @@ impl Watch {
         &self.jitter
     }
 
-    /// Somebody calls. What the daemon asks for itself does not make it busy.
+    /// Somebody calls. What the daemon asks for itself does not make it busy, but for a
+    /// login: calls wait for what it brings.
     pub fn note_call(&self, verb: Verb) {
-        if !matches!(verb, Verb::Encrypt | Verb::Decrypt) {
+        if !matches!(verb, Verb::Encrypt | Verb::Decrypt | Verb::Login) {
             return;
         }
         let mut called = self.called.lock().expect("no code panics while it holds this lock");

@@ -146,8 +146,9 @@ impl Follower {
         loop {
             let again_at = self.not_taken.as_ref().map(|not_taken| not_taken.again_at);
             tokio::select! {
-                () = tokio::time::sleep_until(due) => return,
+                biased;
                 () = self.name.doubt.raised() => return tokio::time::sleep_until(soonest).await,
+                () = tokio::time::sleep_until(due) => return,
                 () = tokio::time::sleep_until(again_at.unwrap_or(due)), if again_at.is_some() => {
                     if let Some(NotTaken { sites, .. }) = self.not_taken.take() {
                         self.take(sites);

@@ -7,9 +7,11 @@
 //! * Whoever got the request has handed it on, because an index came with it that no
 //!   standby has reached ([`index`](crate::cluster::index)). That holds behind a load
 //!   balancer too, where one address leads to many nodes.
-//! * Where nodes do not know of such an index: the address whose node says that it is active
-//!   has given the answer, and says so again when it is asked *after* the answer. An active
-//!   node that had stepped down before it answered no longer says so.
+//! * Where nodes do not know of such an index: the address whose node had said that it is
+//!   active *before* it was asked has given the answer, and says so again when it is asked
+//!   *after* the answer. A standby that was elected in between had not said so, and has to
+//!   repeat its word; an active node that had stepped down before it answered no longer says
+//!   so.
 //!
 //! In neither case may another node say that it is active. A leader that was frozen takes
 //! itself for the active node for a moment after it thaws, and knows nothing of what its
@@ -18,7 +20,7 @@
 use std::time::Duration;
 
 use super::progress::Progress;
-use crate::cluster::error::{AttemptError, CallErrorKind, Fault};
+use crate::cluster::error::{AttemptError, CallErrorKind, Fault, Word};
 use crate::cluster::operation::{AddressIndex, AddressSet, Answer, Attempt, Call};
 use crate::cluster::pool::Outlook;
 
@@ -32,6 +34,8 @@ pub(super) struct LastWords {
     pub(super) stale: AddressSet,
     /// What may be stale, but is the active node's word for certain.
     pub(super) by_active: AddressSet,
+    /// What may be stale, of a node that was known as the active one when it was asked.
+    pub(super) by_claimant: AddressSet,
     /// What may be stale, for the second time.
     pub(super) repeated: AddressSet,
     /// That it does not accept the token.
@@ -43,32 +47,37 @@ pub(super) struct LastWords {
 }
 
 /// Sends `attempt` to where certainty is, once some address has given an answer that may be
-/// stale. The active node comes first, and is asked to hand it on in case it is that no
+/// stale, or from the start when only the active node's will do. The active node comes first, and is asked to hand it on in case it is that no
 /// longer. Where it is not known or cannot answer, those that were behind are to hand it on:
 /// their own answer is known, and others may well know better by themselves.
 pub(super) fn aim(outlook: &dyn Outlook, progress: &Progress, attempt: &mut Attempt) {
     let words = progress.last_words();
+    let is_wanted = attempt.call.operation.needs_active || !words.stale.is_empty();
     // A standby may not know a token yet that is a moment old.
-    attempt.needs_active = !words.stale.is_empty() || !words.refused.is_empty();
-    if !words.stale.is_empty() {
+    attempt.needs_active = is_wanted || !words.refused.is_empty();
+    if is_wanted {
         attempt.hand_on = match active(outlook, &words) {
             Some(active) => AddressSet::default().with(active),
+            None if words.stale.is_empty() => outlook.all(),
             None => words.stale,
         };
     }
 }
 
 /// Whether there is somebody who can be asked for the active node's word at once and for
-/// free; once for each address. Only that address is then left to be tried.
+/// free; once for each address: whoever hands it on, or the active node, when that was not
+/// known as such when it was asked. Only that address is then left to be tried.
 pub(super) fn asks_at_once(outlook: &dyn Outlook, progress: &mut Progress) -> bool {
     let words = progress.last_words();
-    let whom = match active(outlook, &words) {
-        Some(active) => words.stale.and(AddressSet::default().with(active)),
+    let active = active(outlook, &words).map(|active| AddressSet::default().with(active));
+    let whom = match active {
+        Some(active) => words.stale.and(active),
         None if outlook.has_sound_beside(progress.tried) => AddressSet::default(),
         None => words.stale,
     };
     let known = words.by_active.union(progress.handed_on);
-    let whom = whom.and(outlook.roles().hands_on).without(known);
+    let was_elected = active.unwrap_or_default().without(words.by_claimant);
+    let whom = whom.and(outlook.roles().hands_on.union(was_elected)).without(known);
     progress.handed_on = progress.handed_on.union(whom);
     if !whom.is_empty() {
         progress.tried = outlook.all().without(whom);
@@ -101,7 +110,8 @@ pub(super) async fn by_the_active(
     let index = outlook.active().or(sole).filter(|index| words.stale.contains(*index))?;
     // A sole address may lead to many nodes: who says that it is active may be another one
     // than who answered. By the second answer a standby has caught up.
-    let is_enough = !is_sole || words.repeated.contains(index);
+    let is_enough =
+        words.by_claimant.contains(index) && (!is_sole || words.repeated.contains(index));
     if outlook.roles().hands_on.contains(index) || !is_enough {
         return None;
     }
@@ -150,9 +160,11 @@ impl Progress {
             }
             heard = heard.with(*index);
             let place = match fault {
-                Fault::Stale { by_active, .. } => {
-                    if *by_active {
-                        words.by_active = words.by_active.with(*index);
+                Fault::Stale { word, .. } => {
+                    match word {
+                        Word::Anyones => {}
+                        Word::Claimants => words.by_claimant = words.by_claimant.with(*index),
+                        Word::Actives => words.by_active = words.by_active.with(*index),
                     }
                     &mut words.stale
                 }

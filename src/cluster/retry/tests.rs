@@ -59,9 +59,10 @@ async fn against_a_dead_cluster(calls: usize, budget: Budget) -> (Vec<CallError>
     (ends, refused.load(Ordering::Relaxed), began.elapsed())
 }
 
-fn budget(per_second: u32, percent: u32) -> Budget {
+fn budget(reserve: u32, percent: u32) -> Budget {
     let cluster = ClusterName::try_new("test").unwrap();
-    Budget::new(&cluster, AttemptReason::Retry, per_second, percent)
+    let allowance = Allowance { percent, reserve, refill: Duration::from_secs(60) };
+    Budget::new(&cluster, AttemptReason::Retry, allowance)
 }
 
 #[tokio::test(start_paused = true)]
@@ -74,7 +75,7 @@ async fn the_first_repeat_is_free_and_what_the_budget_refuses_stands_in_line() {
 
 #[tokio::test(start_paused = true)]
 async fn one_call_makes_thirteen_attempts_at_most_and_spreads_them_over_its_deadline() {
-    let (errors, _, took) = against_a_dead_cluster(1, budget(1_000, 100)).await;
+    let (errors, _, took) = against_a_dead_cluster(1, budget(10_000, 100)).await;
     let error = &errors[0];
     assert_eq!(error.attempts.len(), 13);
     assert!(matches!(error.kind, CallErrorKind::Exhausted));

@@ -16,12 +16,13 @@ use zeroize::Zeroizing;
 
 use super::*;
 use crate::clock::Deadline;
-use crate::cluster::address::Role;
+use crate::cluster::address::{Role, RoleCell};
 use crate::cluster::error::Fault;
 use crate::cluster::operation::{AddressName, Elsewhere, Operation, Verb, Verdict};
 
 pub(crate) fn operation(verb: Verb) -> Operation {
     Operation {
+        needs_active: false,
         verb,
         method: Method::POST,
         path: "/v1/transit/decrypt/kube".into(),
@@ -183,6 +184,11 @@ impl Scripted {
         let roster = self.stack.members.roster();
         roster.get(AddressIndex(index)).unwrap().address.role.set(role);
         self.says_now(index, role);
+    }
+
+    /// What the node at `index` is known to be; whoever holds it may change it.
+    pub(crate) fn role(&self, index: u8) -> RoleCell {
+        self.stack.members.roster().get(AddressIndex(index)).unwrap().address.role.clone()
     }
 
     /// What the node at `index` says when it is asked, whatever it is taken for.

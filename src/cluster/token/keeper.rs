@@ -24,6 +24,7 @@ use self::look::Checked;
 use self::plan::{KnownLease, Step, backoff, pause_after};
 use self::publish::Origin;
 use self::rehearse::Rehearsals;
+use super::board::Publisher;
 use super::cache::{BelongsTo, TokenCache};
 use super::lease::{self, Grant, Lease};
 use super::{Current, Report};
@@ -53,7 +54,7 @@ pub(super) struct Keeper {
     owner: Option<BelongsTo>,
     link: Link,
     jitter: Arc<Jitter>,
-    publish: watch::Sender<Current>,
+    publish: Publisher<Current>,
     reports: watch::Receiver<Report>,
     /// What the method's files held when the token was got.
     fingerprint: Option<Fingerprint>,
@@ -91,7 +92,7 @@ impl Keeper {
         cache: Option<TokenCache>,
         link: Link,
         jitter: Arc<Jitter>,
-        publish: watch::Sender<Current>,
+        publish: Publisher<Current>,
         reports: watch::Receiver<Report>,
     ) -> Self {
         Self {
@@ -138,6 +139,7 @@ impl Keeper {
             if let Some(last) = self.last_login {
                 sleep_until(last + self.jitter.around(spacing)).await;
             }
+            let began = Instant::now();
             let outcome = match self.take_recalled().await {
                 Some(outcome) => outcome,
                 None => {
@@ -153,14 +155,19 @@ impl Keeper {
                 return;
             }
             // A whole fleet may have failed in the same moment.
-            let pause = self.jitter.half(pause_after(&error, failures));
+            let mut pause = self.jitter.half(pause_after(&error, failures));
             failures += 1;
-            // While nobody answers, the next moment may bring somebody who does.
+            // While nobody answers, the next moment may bring somebody who does. A try that
+            // has stood in line for its time was a pause already: the next one is to stand
+            // there when an address is back, for calls wait for it.
             let is_a_no = !matches!(error, AuthError::Unreachable(_));
+            if !is_a_no {
+                pause = pause.saturating_sub(began.elapsed()).max(self.jitter.half(SPACING));
+            }
             let next_try = is_a_no.then(|| Instant::now() + pause);
-            self.publish.send_modify(|current| current.next_try = next_try);
+            self.publish.modify(|current| current.next_try = next_try);
             let is_renewed = self.wait_to_retry(pause, &error).await;
-            self.publish.send_modify(|current| current.next_try = None);
+            self.publish.modify(|current| current.next_try = None);
             if is_renewed {
                 return;
             }
@@ -252,6 +259,7 @@ impl Keeper {
             let rehearsal = self.rehearsals.due();
             let step = self.lease.map_or(Step::Nothing, |known| known.next_step(source));
             tokio::select! {
+                biased;
                 () = sleep_until(step.at()), if step != Step::Nothing => match step {
                     Step::Renew(_) => {
                         if self.renew().await == Outlook::Dead {
@@ -304,6 +312,7 @@ impl Keeper {
         let mut renewal = self.next_renewal();
         loop {
             tokio::select! {
+                biased;
                 () = sleep_until(until) => return false,
                 () = sleep_until(renewal.unwrap_or(until)), if renewal.is_some() => {
                     if self.renew_instead(error).await {

@@ -80,6 +80,7 @@ struct Meta {
 pub(super) fn lookup_request(link: &Link) -> Arc<Operation> {
     let path = "/v1/auth/token/lookup-self".to_owned();
     Arc::new(Operation {
+        needs_active: false,
         verb: Verb::LookupSelf,
         method: Method::GET,
         path,
@@ -94,6 +95,7 @@ pub(super) fn lookup_request(link: &Link) -> Arc<Operation> {
 pub(super) fn renew_request(link: &Link, granted: Duration) -> Arc<Operation> {
     let body = format!("{{\"increment\":{}}}", granted.as_secs());
     Arc::new(Operation {
+        needs_active: false,
         verb: Verb::RenewSelf,
         method: Method::POST,
         path: "/v1/auth/token/renew-self".to_owned(),
@@ -105,6 +107,7 @@ pub(super) fn renew_request(link: &Link, granted: Duration) -> Arc<Operation> {
 /// `POST auth/token/revoke-self`.
 pub(super) fn revoke_request(link: &Link) -> Arc<Operation> {
     Arc::new(Operation {
+        needs_active: false,
         verb: Verb::RevokeSelf,
         method: Method::POST,
         path: "/v1/auth/token/revoke-self".to_owned(),

@@ -71,6 +71,9 @@ pub(in crate::config) const FILE: &[Key] = &[
     key("traces", Block(&[key("endpoint", Text), key("protocol", Text), key("sampleRatio", Text)])),
     key("shutdownGrace", Text),
     key("reloadTimeout", Text),
+    key("reload", Block(&[key("strict", Text)])),
+    key("watchConfig", Text),
+    key("retired", Texts),
     key("stateDir", Text),
 ];
 

@@ -150,6 +150,11 @@ impl<'a> Field<'a> {
         numbered.map(item).collect()
     }
 
+    /// Whether it is a list.
+    pub(in crate::config) fn is_list(&self) -> bool {
+        self.value.as_array().is_some()
+    }
+
     /// Whether it is a block.
     pub(in crate::config) fn is_block(&self) -> bool {
         self.value.as_dict().is_some()

@@ -24,7 +24,7 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
     assert_eq!((settings.socket.mode, settings.socket.allowed_uids), (0o660, Some(vec![65534])));
     assert_eq!((settings.log.filter.as_str(), settings.log.format), ("debug", LogFormat::Json));
     assert_eq!(settings.shutdown_grace, Duration::from_secs(2));
-    assert_eq!(settings.reload_timeout, Duration::from_secs(1));
+    assert_eq!(settings.reload.timeout, Duration::from_secs(1));
     assert_eq!(settings.keyring.keks.len(), 2);
     assert_eq!(settings.keyring.keks[1].transit_key, "c");
     assert_eq!(settings.clusters[0].addresses, ["https://a", "https://b"]);

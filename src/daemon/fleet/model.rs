@@ -18,20 +18,25 @@ use crate::cluster::address::Address;
 use crate::cluster::operation::{AddressIndex, AddressName, Attempt};
 use crate::cluster::{Answer, AttemptError, Call, Fault, Verb};
 
-/// So many requests a second a node does, for each daemon of the fleet.
-const CAPACITY: u32 = 2;
-
-/// For so long after an outage a node does half of that: its caches are cold.
+/// For so long after an outage a node does half of what it can: its caches are cold.
 const COLD: Duration = Duration::from_secs(5);
+
+/// A node that is overloaded does one in so many of what it can else.
+pub(super) const SCARCE: u32 = 4;
+
+/// A node that sheds load refuses what would wait for longer.
+const LONGEST_QUEUE: Duration = Duration::from_millis(500);
 
 /// The way there and back.
 const LATENCY: Duration = Duration::from_millis(2);
 
 /// The life of a token: each one is due for renewal in the outage, and outlives it.
-const TOKEN_TTL: Duration = Duration::from_secs(100);
+pub(super) const TOKEN_TTL: Duration = Duration::from_secs(100);
 
 const LEADERLESS: &str =
     r#"{"errors":["local node not active but active cluster node not found"]}"#;
+
+const OVER_QUOTA: &str = r#"{"errors":["rate limit quota exceeded"]}"#;
 
 const KEY: &str = r#"{"data":{"keys":{"1":1700000000},"latest_version":1,
     "min_decryption_version":1,"min_encryption_version":0,"type":"aes256-gcm96"}}"#;
@@ -39,12 +44,6 @@ const KEY: &str = r#"{"data":{"keys":{"1":1700000000},"latest_version":1,
 /// What kube-apiserver has decrypted, which no canary is.
 pub(super) const OF_A_CALL: &str =
     r#"{"ciphertext":"vault:v1:AAAAAAAAAAAAAAAAcGluZwAAAAAAAAAAAAAAAAAAAAA="}"#;
-
-/// Requests are counted in slots of this many milliseconds.
-pub(super) const SLOT: usize = 100;
-
-/// Requests within a slot, by [`Kind`].
-pub(super) type Slot = [usize; 6];
 
 /// What the cluster is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +56,14 @@ pub(super) enum Phase {
     NobodyServes,
     /// No node accepts a connection.
     Down,
+    /// Each token that was given before is dead; else all is well.
+    Revoked,
+    /// The nodes together do less than is asked of them, and let it wait.
+    Crowded,
+    /// The same, and they refuse what would wait for too long.
+    Shedding,
+    /// A quota is less than what is asked of them.
+    Limited,
 }
 
 /// When what begins, from the fleet's start on.
@@ -75,28 +82,42 @@ pub(super) enum Kind {
     Probe,
 }
 
+/// One request as it went over the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Request {
+    pub(super) at: Duration,
+    /// When it was answered, or given up.
+    pub(super) until: Duration,
+    pub(super) daemon: u32,
+    pub(super) node: u8,
+    pub(super) kind: Kind,
+}
+
 /// The cluster.
 pub(super) struct Model {
     began: Instant,
     course: Course,
-    /// How long a node works on a request.
-    work: Duration,
+    /// So many requests a second a node does.
+    capacity: u32,
     state: Mutex<State>,
 }
 
 struct State {
     /// When each node is free again.
     free_at: [Instant; 3],
-    /// Who holds which token, and until when.
-    tokens: HashMap<String, Instant>,
+    /// Within which second each node has answered how many requests.
+    answered: [(u64, u32); 3],
+    /// When each token was got, and until when it lives.
+    tokens: HashMap<String, (Duration, Instant)>,
     logins: u64,
-    requests: Vec<Slot>,
+    requests: Vec<Request>,
 }
 
 /// The way from one daemon to one node.
 #[derive(Clone)]
 pub(super) struct Node {
     model: Arc<Model>,
+    daemon: u32,
     index: AddressIndex,
     name: AddressName,
 }
@@ -104,16 +125,21 @@ pub(super) struct Node {
 // === impl Model ===
 
 impl Model {
-    pub(super) fn new(course: Course, daemons: u32) -> Arc<Self> {
-        let work = Duration::from_secs(1) / (CAPACITY * daemons);
+    pub(super) fn new(course: Course, capacity: u32) -> Arc<Self> {
         let began = Instant::now();
-        let state =
-            State { free_at: [began; 3], tokens: HashMap::new(), logins: 0, requests: Vec::new() };
-        Arc::new(Self { began, course, work, state: Mutex::new(state) })
+        let state = State {
+            free_at: [began; 3],
+            answered: [(0, 0); 3],
+            tokens: HashMap::new(),
+            logins: 0,
+            requests: Vec::new(),
+        };
+        Arc::new(Self { began, course, capacity, state: Mutex::new(state) })
     }
 
-    pub(super) fn node(self: &Arc<Self>, address: &Address) -> Node {
-        Node { model: Arc::clone(self), index: address.index, name: address.name.clone() }
+    pub(super) fn node(self: &Arc<Self>, daemon: u32, address: &Address) -> Node {
+        let (index, name) = (address.index, address.name.clone());
+        Node { model: Arc::clone(self), daemon, index, name }
     }
 
     /// Time since the start.
@@ -126,42 +152,37 @@ impl Model {
         past.last().map_or(Phase::Calm, |(_, phase)| *phase)
     }
 
-    /// How many requests of which kind came in each slot.
-    pub(super) fn requests(&self) -> Vec<Slot> {
+    /// What came, in the order in which it did.
+    pub(super) fn requests(&self) -> Vec<Request> {
         std::mem::take(&mut self.state.lock().unwrap().requests)
     }
 
-    /// How long `node` takes for `call`, and what comes of it.
-    fn serve(&self, node: AddressIndex, call: &Call) -> (Duration, Result<(u16, String), Fault>) {
+    /// How long the node takes for `call`, and what comes of it.
+    fn serve(&self, to: &Node, call: &Call) -> (Duration, Result<(u16, String), Fault>) {
         let at = self.elapsed();
+        let mut state = self.state.lock().unwrap();
+        let (took, outcome) = self.answer(&mut state, to.index, call, at);
+        let until = at + took.min(call.deadline.remaining());
+        let (daemon, node) = (to.daemon, to.index.0);
+        state.requests.push(Request { at, until, daemon, node, kind: kind_of(call) });
+        (took, outcome)
+    }
+
+    fn answer(
+        &self,
+        state: &mut State,
+        node: AddressIndex,
+        call: &Call,
+        at: Duration,
+    ) -> (Duration, Result<(u16, String), Fault>) {
         let phase = Self::phase_at(self.course, at);
         let verb = call.operation.verb;
-        let kind = match verb {
-            Verb::ReadKey => Kind::Read,
-            Verb::Login => Kind::Login,
-            Verb::RenewSelf | Verb::LookupSelf => Kind::Renewal,
-            Verb::Health => Kind::Probe,
-            _ if call
-                .operation
-                .body
-                .as_ref()
-                .is_some_and(|b| b.as_slice() == OF_A_CALL.as_bytes()) =>
-            {
-                Kind::Call
-            }
-            _ => Kind::Canary,
-        };
-        let mut state = self.state.lock().unwrap();
-        let slot = usize::try_from(at.as_millis()).unwrap() / SLOT;
-        if state.requests.len() <= slot {
-            state.requests.resize(slot + 1, Slot::default());
-        }
-        state.requests[slot][kind as usize] += 1;
         // The leader dies; another one leads after that.
-        let events = self.course.iter().filter(|(from, phase)| {
-            Duration::from_secs(*from) <= at && !matches!(phase, Phase::Calm)
+        let losses = self.course.iter().filter(|(from, phase)| {
+            let loses = matches!(phase, Phase::LeaderLost | Phase::NobodyServes | Phase::Down);
+            loses && Duration::from_secs(*from) <= at
         });
-        let leader = u8::try_from(events.count() % 3).unwrap();
+        let leader = u8::try_from(losses.count() % 3).unwrap();
         let is_dead = phase == Phase::Down
             || matches!(phase, Phase::LeaderLost | Phase::NobodyServes)
                 && node.0 == (leader + 2) % 3;
@@ -172,29 +193,76 @@ impl Model {
         let has_no_answer = match phase {
             Phase::LeaderLost => needs_leader,
             Phase::NobodyServes => verb != Verb::Health,
-            Phase::Calm | Phase::Down => false,
+            _ => false,
         };
+        let is_scarce = matches!(phase, Phase::Crowded | Phase::Shedding);
         let is_cold = at.checked_sub(COLD).is_some_and(|before| {
             phase == Phase::Calm && Self::phase_at(self.course, before) == Phase::Down
         });
-        let work = self.work * if is_cold { 2 } else { 1 };
-        let now = Instant::now();
-        let free_at = &mut state.free_at[usize::from(node.0)];
-        *free_at = (*free_at).max(now) + work;
-        let took = *free_at - now + LATENCY;
+        let slowness = if is_scarce { SCARCE } else { 1 + u32::from(is_cold) };
+        // A health check takes no work, but waits in the same queue.
+        let work = Duration::from_secs(1) * slowness / self.capacity;
+        let work = if verb == Verb::Health { Duration::ZERO } else { work };
+        let (now, place) = (Instant::now(), usize::from(node.0));
+        let wait = state.free_at[place].saturating_duration_since(now);
+        if phase == Phase::Shedding && wait > LONGEST_QUEUE {
+            return (LATENCY, Ok((503, r#"{"errors":["overloaded"]}"#.to_owned())));
+        }
+        if wait > call.deadline.remaining() {
+            // Nobody waits for it any more when its turn comes, and it is not begun.
+            return (wait, Err(Fault::Deadline));
+        }
+        if phase == Phase::Limited && verb != Verb::Health {
+            let answered = &mut state.answered[place];
+            if answered.0 != at.as_secs() {
+                *answered = (at.as_secs(), 0);
+            }
+            if answered.1 >= self.capacity / SCARCE {
+                return (LATENCY, Ok((429, OVER_QUOTA.to_owned())));
+            }
+            answered.1 += 1;
+        }
+        state.free_at[place] = now + wait + work;
+        let took = wait + work + LATENCY;
         let answer = if has_no_answer {
             (500, LEADERLESS.to_owned())
         } else {
-            state.answer(call, phase == Phase::Calm && node.0 == leader)
+            let mut revoked = self.course.iter().filter(|(from, phase)| {
+                *phase == Phase::Revoked && Duration::from_secs(*from) <= at
+            });
+            let since =
+                revoked.next_back().map_or(Duration::ZERO, |(at, _)| Duration::from_secs(*at));
+            let leads =
+                node.0 == leader && !matches!(phase, Phase::LeaderLost | Phase::NobodyServes);
+            state.answer(call, at, since, leads)
         };
         (took, Ok(answer))
+    }
+}
+
+fn kind_of(call: &Call) -> Kind {
+    let body = call.operation.body.as_ref();
+    match call.operation.verb {
+        Verb::ReadKey => Kind::Read,
+        Verb::Login => Kind::Login,
+        Verb::RenewSelf | Verb::LookupSelf => Kind::Renewal,
+        Verb::Health => Kind::Probe,
+        _ if body.is_some_and(|body| body.as_slice() == OF_A_CALL.as_bytes()) => Kind::Call,
+        _ => Kind::Canary,
     }
 }
 
 // === impl State ===
 
 impl State {
-    fn answer(&mut self, call: &Call, is_leader: bool) -> (u16, String) {
+    /// The answer at this moment, if tokens from before `since` are dead.
+    fn answer(
+        &mut self,
+        call: &Call,
+        at: Duration,
+        since: Duration,
+        is_leader: bool,
+    ) -> (u16, String) {
         let now = Instant::now();
         let body = call.operation.body.as_ref().map_or(&[][..], |body| body);
         let seconds = TOKEN_TTL.as_secs();
@@ -208,14 +276,15 @@ impl State {
             Verb::Login => {
                 self.logins += 1;
                 let token = format!("hvs.{}", self.logins);
-                self.tokens.insert(token.clone(), now + TOKEN_TTL);
+                self.tokens.insert(token.clone(), (at, now + TOKEN_TTL));
                 return (200, auth(&token));
             }
             _ => {}
         }
         let token = call.token.as_ref().map(|token| token.expose_secret().to_owned());
         let token = token.unwrap_or_default();
-        let Some(expires) = self.tokens.get_mut(&token).filter(|expires| **expires > now) else {
+        let is_alive = |(got, expires): &&mut (Duration, Instant)| *got >= since && *expires > now;
+        let Some((_, expires)) = self.tokens.get_mut(&token).filter(is_alive) else {
             return (403, r#"{"errors":["permission denied"]}"#.to_owned());
         };
         match call.operation.verb {
@@ -274,9 +343,10 @@ impl tower::Service<Attempt> for Node {
     }
 
     fn call(&mut self, attempt: Attempt) -> Self::Future {
-        let Self { model, index, name } = self.clone();
+        let to = self.clone();
         async move {
-            let (took, outcome) = model.serve(index, &attempt.call);
+            let (took, outcome) = to.model.serve(&to, &attempt.call);
+            let Self { model, index, name, .. } = to;
             let deadline = attempt.call.deadline;
             let is_late = took > deadline.remaining();
             tokio::time::sleep(took.min(deadline.remaining())).await;

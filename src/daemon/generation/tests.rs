@@ -85,7 +85,7 @@ async fn a_key_id_does_not_go_back_when_the_order_of_a_keks_clusters_changes() {
     let known = Activation { version: 4, created: UnixSeconds(1) };
     let first = build(&of("one, two", ""), None);
     first.keks.values().next().unwrap().memory.with(|m| {
-        m.key = SeenKey::with_activation(known);
+        m.key = SeenKey::remembered(Some(known), Some(known));
         m.active = Some(known);
         m.proofs.lose(4, "permission denied".into());
     });

@@ -54,6 +54,7 @@ pub(super) struct Entry {
     epoch: Option<String>,
     activated: Option<Version>,
     active: Option<Version>,
+    newest: Option<Version>,
     /// When the active version was proven last, in seconds since 1970.
     proven: Option<i64>,
     /// Why the active version is lost.
@@ -208,6 +209,7 @@ impl Entry {
             epoch: kek.epoch.clone(),
             activated: snapshot.activated.map(version),
             active: snapshot.active.map(version),
+            newest: snapshot.newest.map(version),
             proven: snapshot.proven.map(|time| time.0),
             lost: snapshot.lost,
         })
@@ -224,12 +226,14 @@ impl Entry {
                 key_id_of(kek, v.version, UnixSeconds(v.created)).as_str() == v.key_id
             })
         };
-        let is_believed = is_of && is_whole(&self.activated) && is_whole(&self.active);
+        let versions = [&self.activated, &self.active, &self.newest];
+        let is_believed = is_of && versions.into_iter().all(is_whole);
         let activation =
             |v: &Version| Activation { version: v.version, created: UnixSeconds(v.created) };
         is_believed.then(|| Snapshot {
             activated: self.activated.as_ref().map(activation),
             active: self.active.as_ref().map(activation),
+            newest: self.newest.as_ref().map(activation),
             proven: self.proven.map(UnixSeconds),
             lost: self.lost.clone(),
         })

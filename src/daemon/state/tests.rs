@@ -30,7 +30,7 @@ fn version(version: u32) -> Activation {
 fn snapshot(activated: u32) -> Snapshot {
     let active = Some(version(activated));
     let proven = Some(UnixSeconds(1_800_000_000));
-    Snapshot { activated: active, active, proven, lost: None }
+    Snapshot { activated: active, active, newest: Some(version(activated + 1)), proven, lost: None }
 }
 
 fn state(known: &[(&KekSettings, Snapshot)]) -> State {
@@ -203,6 +203,25 @@ async fn proofs_alone_are_written_every_half_minute() {
     tokio::time::sleep(PROOFS_EVERY).await;
     tokio::time::resume();
     wait(&path, &state(&[(&kek, later(1_800_000_020))])).await;
+}
+
+#[tokio::test]
+async fn the_last_proof_is_written_when_the_process_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_owned();
+    let keeper = StateKeeper::start(path.clone(), &State::default());
+    let kek = Arc::new(kek("a"));
+    let proven = memory(snapshot(3));
+    keeper.follow(vec![(Arc::clone(&kek), Arc::clone(&proven))]);
+    wait(&path, &state(&[(&kek, snapshot(3))])).await;
+    let last = UnixSeconds(1_800_000_020);
+    proven.with(|m| m.proofs.prove(Instant::now(), last));
+    keeper.finish().await;
+    let later = Snapshot { proven: Some(last), ..snapshot(3) };
+    assert_eq!(State::read(&path), state(&[(&kek, later)]));
+    // Nothing known is nothing to say, at the end too.
+    StateKeeper::start(path.clone(), &State::default()).finish().await;
+    assert!(State::read(&path).of(&kek).is_some());
 }
 
 async fn wait(folder: &Path, wanted: &State) {

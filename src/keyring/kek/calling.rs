@@ -94,6 +94,24 @@ impl Core {
         plaintext.map_err(|source| self.failed(source))
     }
 
+    /// Why this KEK cannot decrypt what `other` encrypts; `None` when it does, and when that
+    /// cannot be found out by `deadline`.
+    pub(crate) async fn refuses_what_is_from(
+        &self,
+        other: &Self,
+        deadline: Deadline,
+    ) -> Option<String> {
+        let canary = Plaintext::new(CANARY.to_vec());
+        let pick = other.pick(&EncryptFor::V1).ok()?;
+        let made = other.wrap(&canary, pick, deadline).await.ok()?.wrapped;
+        match self.transit.decrypt(&made.ciphertext, deadline).await {
+            Ok(back) if back == canary => None,
+            Ok(_) => Some("it decrypts to something else".to_owned()),
+            Err(error) if error.is_outage() => None,
+            Err(error) => Some(error.to_string()),
+        }
+    }
+
     /// The canary: encrypts and decrypts a text of our own with the active version.
     pub(crate) async fn prove(&self, deadline: Deadline) -> Result<(), KeyringError> {
         let canary = Plaintext::new(CANARY.to_vec());

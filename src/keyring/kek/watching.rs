@@ -4,29 +4,31 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use opentelemetry::KeyValue;
 use tokio::time::Instant;
 
 use super::{Core, VOUCHED_AFTER};
 use crate::clock::Deadline;
 use crate::keyring::condition::PROOF_PERIOD;
-use crate::keyring::rotation::{Again, Inactive, Observation};
+use crate::keyring::rotation::{Again, Inactive, Observation, Teller};
 use crate::keyring::{KeyId, KeyringError};
 use crate::telemetry::metrics::{self, Metric};
 use crate::transit::{KeyMetadata, Refusal, TransitError};
 
 /// A read that takes longer will not be waited for; an election is over by then.
-const READ_WITHIN: Duration = Duration::from_secs(5);
+pub(crate) const READ_WITHIN: Duration = Duration::from_secs(5);
 /// The least between two reads, however many calls want one.
 const READ_GAP: Duration = Duration::from_millis(100);
 /// The wait after the first failed read; it doubles from there.
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 /// The longest wait while a key was never read, when nothing else serves.
 const UNREAD_BACKOFF: Duration = Duration::from_secs(5);
-/// A canary's encrypt and decrypt, together.
-const CANARY_WITHIN: Duration = Duration::from_secs(5);
+/// A canary's encrypt and decrypt, together: what kube-apiserver gives one call. The longer
+/// it waits in an outage, the more of a fleet's wait in the moment in which that ends.
+pub(crate) const CANARY_WITHIN: Duration = Duration::from_secs(3);
 /// The longest wait after failed canaries: kube-apiserver asks Status every 10 s then.
-const CANARY_BACKOFF: Duration = Duration::from_secs(10);
+pub(crate) const CANARY_BACKOFF: Duration = Duration::from_secs(10);
 
 /// What a canary proves.
 #[derive(PartialEq, Eq)]
@@ -83,9 +85,10 @@ impl Core {
                 }
             };
             tokio::select! {
-                () = tokio::time::sleep_until(step) => {}
-                () = self.transit.news() => drop(self.reconsider()),
+                biased;
                 () = self.read_now.notified() => return tokio::time::sleep_until(soonest).await,
+                () = self.transit.news() => drop(self.reconsider()),
+                () = tokio::time::sleep_until(step) => {}
             }
         }
     }
@@ -94,8 +97,8 @@ impl Core {
     async fn read_once(&self) -> bool {
         self.reads.send_modify(|reads| reads.started += 1);
         let deadline = Deadline::after(READ_WITHIN);
-        let (error, refused) = match self.read_attentively(deadline).await {
-            Ok(metadata) => (self.take_in(metadata).err(), false),
+        let (error, refused) = match self.read_believably(deadline).await {
+            Ok(taken_in) => (taken_in.err(), false),
             Err(error) => {
                 self.take_in_refusal(&error, deadline).await;
                 (Some(error.to_string()), error.is_final())
@@ -123,21 +126,55 @@ impl Core {
         good
     }
 
-    /// Reads, and meanwhile takes into account what replicas turn out to vouch for.
-    async fn read_attentively(&self, deadline: Deadline) -> Result<KeyMetadata, TransitError> {
-        let mut reading = self.transit.read(deadline);
+    /// Reads, and takes it in. Whether an older state is true only the active node can say, so
+    /// that is asked while there is a doubt. Where it cannot be, another node may still end the
+    /// doubt: it may know what is newer.
+    async fn read_believably(
+        &self,
+        deadline: Deadline,
+    ) -> Result<Result<(), String>, TransitError> {
+        let is_doubtful = || self.memory.with(|m| m.key.is_in_doubt());
+        let mut taken_in = None;
+        if !is_doubtful() {
+            let read = self.read_attentively(self.transit.read(deadline)).await?;
+            let result = self.take_in(read, Teller::Someone);
+            if !is_doubtful() {
+                return Ok(result);
+            }
+            taken_in = Some(result);
+        }
+        let soon = Deadline::after(deadline.remaining() / 2);
+        match self.read_attentively(self.transit.read_at_active(soon)).await {
+            Ok(read) => Ok(self.take_in(read, Teller::Active)),
+            Err(error) if error.is_outage() => match taken_in {
+                Some(result) => Ok(result),
+                None => {
+                    let read = self.read_attentively(self.transit.read(deadline)).await?;
+                    Ok(self.take_in(read, Teller::Someone))
+                }
+            },
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Waits for a read, and meanwhile takes into account what replicas turn out to vouch for.
+    async fn read_attentively(
+        &self,
+        mut reading: BoxFuture<'_, Result<KeyMetadata, TransitError>>,
+    ) -> Result<KeyMetadata, TransitError> {
         loop {
             tokio::select! {
+                biased;
                 read = &mut reading => return read,
                 () = self.transit.news() => drop(self.reconsider()),
             }
         }
     }
 
-    fn take_in(&self, metadata: KeyMetadata) -> Result<(), String> {
+    fn take_in(&self, metadata: KeyMetadata, teller: Teller) -> Result<(), String> {
         let kek = &self.settings.name;
         let latest = metadata.latest_version;
-        match self.memory.with(|m| m.key.observe(metadata, Instant::now()))? {
+        match self.memory.with(|m| m.key.observe(metadata, teller, Instant::now()))? {
             Observation::First | Observation::Same => {}
             Observation::Rotated => tracing::info!(
                 %kek, latest, delay = ?self.rotation.activation_delay,
@@ -152,7 +189,8 @@ impl Core {
                 if self.memory.with(|m| m.key.metadata().is_none()) {
                     return Err(format!(
                         "Vault answered an older state of the key (latest v{latest}) than the \
-                         one that encrypted last; it is believed when it lasts for a minute"
+                         one that was seen before; it is believed when the active node says so \
+                         for a minute"
                     ));
                 }
             }
@@ -229,6 +267,7 @@ impl Core {
                     return;
                 }
                 tokio::select! {
+                    biased;
                     changed = reads.changed() => if changed.is_err() { return },
                     changed = views.changed() => if changed.is_err() { return },
                     () = tokio::time::sleep_until(self.begun + VOUCHED_AFTER),
@@ -290,8 +329,9 @@ pub(crate) async fn keep_proven(core: Arc<Core>, grace: Duration) {
         if let Some(due) = due.filter(|due| *due > Instant::now()) {
             last = before;
             tokio::select! {
-                () = tokio::time::sleep_until(due) => {}
+                biased;
                 () = core.prove_now.notified() => last = None,
+                () = tokio::time::sleep_until(due) => {}
                 changed = views.changed() => if changed.is_err() { return },
             }
             continue; // real traffic may have proven it meanwhile

@@ -14,8 +14,14 @@ impl Watch {
         Self { seen: SeenKey::default(), start: Instant::now() }
     }
 
+    /// The active node says this.
     fn observe(&mut self, second: u64, read: KeyMetadata) -> Observation {
-        self.seen.observe(read, self.start + Duration::from_secs(second)).unwrap()
+        self.seen.observe(read, Teller::Active, self.start + Duration::from_secs(second)).unwrap()
+    }
+
+    /// Some node says this.
+    fn hear(&mut self, second: u64, read: KeyMetadata) -> Observation {
+        self.seen.observe(read, Teller::Someone, self.start + Duration::from_secs(second)).unwrap()
     }
 
     fn choose(&mut self, pin: Option<u32>, second: u64, known: bool) -> Choice {
@@ -75,11 +81,11 @@ fn activation_never_goes_back_while_the_version_may_encrypt() {
     assert_eq!(watch.choose(None, 10, false).active.unwrap().version, 2, "it is unknown");
     // A process that begins later learns it from the one before.
     let activation = watch.seen.activation().unwrap();
-    let mut later = Watch { seen: SeenKey::with_activation(activation), ..Watch::new() };
+    let mut later = Watch { seen: SeenKey::remembered(Some(activation), None), ..Watch::new() };
     later.observe(0, key(2, 0));
     assert_eq!(later.active(10), 2);
     // But not for another key's version of the same number.
-    let mut other = Watch { seen: SeenKey::with_activation(activation), ..Watch::new() };
+    let mut other = Watch { seen: SeenKey::remembered(Some(activation), None), ..Watch::new() };
     other.observe(0, key(2, -1));
     assert_eq!(other.active(10), 1);
 }
@@ -212,7 +218,7 @@ fn metadata_that_contradicts_itself_changes_nothing() {
     let mut watch = Watch::new();
     watch.observe(0, key(1, 100));
     let odd = KeyMetadata { latest_version: 7, ..key(1, 100) };
-    assert!(watch.seen.observe(odd, Instant::now()).is_err());
+    assert!(watch.seen.observe(odd, Teller::Active, Instant::now()).is_err());
     assert_eq!(watch.latest(), 1);
 }
 
@@ -220,7 +226,7 @@ fn metadata_that_contradicts_itself_changes_nothing() {
 fn a_first_read_below_what_is_remembered_is_doubted() {
     let created = key(3, 1_000).versions[&3];
     let remembered = Activation { version: 3, created };
-    let watch = || Watch { seen: SeenKey::with_activation(remembered), ..Watch::new() };
+    let watch = || Watch { seen: SeenKey::remembered(Some(remembered), None), ..Watch::new() };
     let older = || key(2, 1_000 + 86_400);
     let mut behind = watch();
     assert_eq!(behind.observe(0, older()), Observation::Stale { times: 1 });
@@ -239,4 +245,69 @@ fn a_first_read_below_what_is_remembered_is_doubted() {
     let mut again = watch();
     assert_eq!(again.observe(0, key(1, 500)), Observation::First);
     assert_eq!(again.active(0), 1);
+}
+
+#[test]
+fn a_version_that_was_seen_and_is_not_active_yet_is_remembered() {
+    let mut before = Watch::new();
+    before.observe(0, key(2, 1_000));
+    assert_eq!(before.active(0), 2);
+    let mut rotated = key(2, 1_000);
+    rotated.versions.insert(3, UnixSeconds(EPOCH + 10));
+    rotated.latest_version = 3;
+    before.observe(10, rotated.clone());
+    assert_eq!(before.active(20), 2);
+    let after = || {
+        let seen = SeenKey::remembered(before.seen.activation(), before.seen.newest());
+        Watch { seen, ..Watch::new() }
+    };
+
+    // Beside a standby that is behind, it encrypts with what both have until it is due.
+    let mut behind = after();
+    assert_eq!(behind.observe(20, key(2, 1_000)), Observation::Stale { times: 1 });
+    let choice = behind.choose(None, 69, true);
+    assert_eq!(choice.active.unwrap().version, 2);
+    assert_eq!(choice.again, Again::At(UnixSeconds(EPOCH + 70)));
+    assert_eq!(behind.choose(None, 70, true).active, Err(Inactive::Unread));
+    assert_eq!(behind.seen.activation().unwrap().version, 3, "every other node has switched");
+    assert_eq!(behind.choose(None, 60, true).active, Err(Inactive::Unread));
+    assert_eq!(behind.observe(80, rotated.clone()), Observation::First);
+    assert_eq!(behind.active(80), 3);
+
+    // Without Vault's clock nothing comes of age.
+    let mut away = after();
+    assert_eq!(away.choose(None, 9_999, false).active, Err(Inactive::Unread));
+    assert_eq!(away.seen.activation().unwrap().version, 2);
+    away.observe(9_999, rotated);
+    assert_eq!(away.active(9_999), 3);
+
+    // Another key of that name has nothing that could encrypt.
+    let mut other = after();
+    assert_eq!(other.observe(0, key(2, 2_000)), Observation::Stale { times: 1 });
+    assert_eq!(other.choose(None, 20, true).active, Err(Inactive::Unread));
+}
+
+#[test]
+fn only_the_active_node_makes_an_older_state_true_while_it_can_be_asked() {
+    let stale = |times| Observation::Stale { times };
+    let old = || key(1, 86_410);
+    let mut watch = Watch::new();
+    watch.observe(0, key(2, 10));
+    for second in [30, 60, 90, 120] {
+        assert_eq!(watch.hear(second, old()), stale(0), "{second}");
+    }
+    for (second, times) in [(130, 1), (160, 2)] {
+        assert_eq!(watch.observe(second, old()), stale(times));
+    }
+    // Of those that came before, and from others, none counts.
+    assert_eq!(watch.hear(200, old()), stale(2));
+    assert_eq!(watch.hear(999, old()), stale(2));
+    assert_eq!(watch.observe(1_000, old()), Observation::RolledBack);
+    // Where it is never heard, there is an end as well.
+    let mut away = Watch::new();
+    away.observe(0, key(2, 10));
+    for second in [30, 300, 629] {
+        assert_eq!(away.hear(second, old()), stale(0), "{second}");
+    }
+    assert_eq!(away.hear(630, old()), Observation::RolledBack);
 }

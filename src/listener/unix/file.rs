@@ -12,10 +12,18 @@ use rustix::net::{SocketAddrUnix, bind, connect};
 
 use super::names::Ownership;
 use super::{BindError, new_socket};
+use crate::config::settings::SocketSettings;
 
 /// A socket file that was made here.
 #[derive(Debug)]
 pub(super) struct SocketFile {
+    path: PathBuf,
+    id: FileId,
+}
+
+/// The file of a socket that listens, for whoever changes its mode and owner.
+#[derive(Clone, Debug)]
+pub struct SocketAccess {
     path: PathBuf,
     id: FileId,
 }
@@ -185,6 +193,10 @@ impl SocketFile {
         Ok((file, fd))
     }
 
+    pub(super) fn access(&self) -> SocketAccess {
+        SocketAccess { path: self.path.clone(), id: self.id }
+    }
+
     /// Removes the file if nobody has put another one in its place.
     pub(super) fn remove_if_ours(&mut self) {
         let path = self.path.display();
@@ -206,6 +218,46 @@ impl SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         self.remove_if_ours();
+    }
+}
+
+// === impl SocketAccess ===
+
+impl SocketAccess {
+    /// Gives the file the mode and the owner that `settings` name; the daemon's own user and
+    /// group where they name none. While both change, the file is never wider than one of
+    /// the two allows.
+    ///
+    /// # Errors
+    /// When there is no such user or group, another file has taken the place of ours, or the
+    /// kernel refuses.
+    pub(in crate::listener) fn set(&self, settings: &SocketSettings) -> Result<(), BindError> {
+        let Self { path, id } = self;
+        let Ownership { user, group } = Ownership::look_up(path, settings)?;
+        let user = user.unwrap_or_else(rustix::process::geteuid);
+        let group = group.unwrap_or_else(rustix::process::getegid);
+        let io = |action| move |source| BindError::Io { action, path: path.clone(), source };
+        let meta = path.symlink_metadata().map_err(io("look at"))?;
+        if FileId::of(&meta) != *id {
+            return Err(BindError::InUse { address: path.display().to_string() });
+        }
+        let wanted = settings.mode & 0o777;
+        let set = |mode| {
+            let done = chmod(path, Mode::from_raw_mode(mode)).map_err(io::Error::from);
+            done.map_err(io("set the mode of"))
+        };
+        if (meta.uid(), meta.gid()) != (user.as_raw(), group.as_raw()) {
+            set(meta.mode() & wanted)?;
+            let owner = (Some(user), Some(group));
+            chownat(CWD, path, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW).map_err(|errno| {
+                BindError::Chown {
+                    path: path.clone(),
+                    to: format!("user {} and group {}", user.as_raw(), group.as_raw()),
+                    source: errno.into(),
+                }
+            })?;
+        }
+        set(wanted)
     }
 }
 

@@ -6,8 +6,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::canary::CANARY;
+use super::judging::{contradicts, is_about_the_key};
 use super::proof::Finding;
-use super::{FIRST, Shared, contradicts, is_about_the_key};
+use super::{FIRST, Shared};
 use crate::clock::Deadline;
 use crate::secret::Plaintext;
 use crate::task::OwnedTask;
@@ -52,7 +53,7 @@ async fn scout(shared: Arc<Shared>) {
         tokio::time::sleep(shared.jitter.around(wait)).await;
         wait = (wait * 2).min(LONGEST_WAIT);
         // What it brings is noted where it is read.
-        let _ = shared.read_first(Deadline::after(WITHIN)).await;
+        let _ = shared.read_first(false, Deadline::after(WITHIN)).await;
     }
 }
 
@@ -73,11 +74,12 @@ async fn keep_proven(shared: Arc<Shared>, replica: usize) {
         };
         let soonest = Instant::now() + GAP;
         tokio::select! {
-            () = tokio::time::sleep(shared.jitter.around(next)) => {}
+            biased;
             changed = work.changed() => match changed {
                 Ok(()) => tokio::time::sleep_until(soonest).await,
                 Err(_) => return,
             },
+            () = tokio::time::sleep(shared.jitter.around(next)) => {}
         }
     }
 }
@@ -86,10 +88,17 @@ async fn keep_proven(shared: Arc<Shared>, replica: usize) {
 
 impl Shared {
     /// Reads the first cluster's metadata; what it says of versions counts from here on.
-    pub(super) async fn read_first(&self, deadline: Deadline) -> Result<KeyMetadata, TransitError> {
+    pub(super) async fn read_first(
+        &self,
+        at_active: bool,
+        deadline: Deadline,
+    ) -> Result<KeyMetadata, TransitError> {
         let first = &self.tiers[FIRST];
         let began = Instant::now();
-        let result = first.key.read(deadline).await;
+        let result = match at_active {
+            true => first.key.read_at_active(deadline).await,
+            false => first.key.read(deadline).await,
+        };
         let is_news = match &result {
             Ok(metadata) => {
                 let mut said = self.first_said.lock().unwrap_or_else(PoisonError::into_inner);
@@ -123,7 +132,13 @@ impl Shared {
     /// Whether the first cluster has exactly `version`, asked anew. Where it has not, a token
     /// that may `create` would make a new key by encrypting.
     async fn has_now(&self, version: KeyVersion) -> bool {
-        match self.tiers[FIRST].key.read(Deadline::after(WITHIN)).await {
+        let key = &self.tiers[FIRST].key;
+        let read = match key.read_at_active(Deadline::after(WITHIN)).await {
+            // the active node is away, or no node says which one it is
+            Err(error) if error.is_outage() => key.read(Deadline::after(WITHIN)).await,
+            read => read,
+        };
+        match read {
             Ok(key) => !key.soft_deleted && key.version(version.number) == Some(version),
             Err(error) => {
                 self.heed(&error);
@@ -172,7 +187,11 @@ impl Shared {
             let canary = Plaintext::new(CANARY.to_vec());
             let made = first.key.encrypt(&canary, Some(*version), Deadline::after(WITHIN)).await;
             match made {
-                Ok(Wrapped { ciphertext, .. }) if ciphertext.version() == version.number => {
+                // Between the look and the encrypt the key may have been deleted, and then
+                // another one was made: its canary would prove the wrong material.
+                Ok(Wrapped { ciphertext, .. })
+                    if ciphertext.version() == version.number && self.has_now(*version).await =>
+                {
                     self.canaries.keep(*version, ciphertext);
                     self.tiers.iter().for_each(|tier| tier.proof().renew(*version));
                 }

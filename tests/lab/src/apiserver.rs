@@ -2,8 +2,9 @@
 //! bytes that it keeps in etcd.
 //!
 //! It is written from kube-apiserver's rules, not from the daemon's code, so that the two
-//! can disagree. [`v1::Server`] and [`v2::Server`] each stand for one apiserver process;
-//! `restart()` forgets what a new process would not know.
+//! can disagree. [`v1::Server`] and [`v2::Server`] each stand for one provider of one apiserver
+//! process; `restart()` forgets what a new process would not know. [`Registry`] is an apiserver
+//! with a list of providers, over a real etcd.
 
 use std::collections::BTreeMap;
 
@@ -12,8 +13,12 @@ use aws_lc_rs::hkdf;
 
 use crate::{Context, Error, Result};
 
+mod registry;
+pub mod sample;
 pub mod v1;
 pub mod v2;
+
+pub use registry::{Provider, Registry};
 
 /// What etcd holds: the object's key and its stored bytes. Two apiservers share one.
 pub type Store = BTreeMap<String, Vec<u8>>;
@@ -85,10 +90,13 @@ fn random<const N: usize>() -> Result<[u8; N]> {
     Ok(bytes)
 }
 
-fn stored<'a>(store: &'a Store, etcd_key: &str, prefix: &str) -> Result<&'a [u8]> {
-    let bytes = store.get(etcd_key).context(format!("etcd has no {etcd_key}"))?;
+fn stored<'a>(store: &'a Store, etcd_key: &str) -> Result<&'a [u8]> {
+    store.get(etcd_key).map(Vec::as_slice).context(format!("etcd has no {etcd_key}"))
+}
+
+fn without_prefix<'a>(stored: &'a [u8], etcd_key: &str, prefix: &str) -> Result<&'a [u8]> {
     let words = || format!("{etcd_key} is not stored under {prefix}");
-    bytes.strip_prefix(prefix.as_bytes()).context(words())
+    stored.strip_prefix(prefix.as_bytes()).context(words())
 }
 
 #[cfg(test)]

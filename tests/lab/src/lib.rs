@@ -5,6 +5,7 @@
 //! |---|---|
 //! | a real server: one in memory, or a raft cluster with TLS | [`DevNode`], [`Cluster`], [`Node`] |
 //! | its API: keys, policies, tokens, roles | [`Admin`], [`policy_for`] |
+//! | a real etcd | [`Etcd`] |
 //! | certificates, right and wrong | [`Authority`] |
 //! | faults on the way | [`FaultProxy`] |
 //! | signed tokens, and a reviewer of those of Kubernetes | [`TokenIssuer`], [`FakeTokenReview`] (a fake) |
@@ -15,6 +16,7 @@
 //! | a client on its socket | [`Kms`] |
 //! | callers that never pause | [`Callers`] |
 //! | faults under load, and what they cost | [`chaos`] |
+//! | reloads without a pause | [`reloads`] |
 //! | kube-apiserver's own rules and storage formats | [`apiserver`] |
 //! | a receiver of traces | [`otlp`] |
 //! | waiting with a deadline | [`eventually`] |
@@ -32,6 +34,7 @@ mod daemon;
 mod dev;
 mod dns;
 mod error;
+mod etcd;
 mod fake;
 mod fault;
 mod http_server;
@@ -41,6 +44,7 @@ mod node;
 pub mod otlp;
 mod port;
 mod process;
+pub mod reloads;
 mod signed_token;
 mod systemd;
 mod tls;
@@ -51,10 +55,11 @@ pub use self::admin::{Admin, AppRole, KeyInfo, Reply, policy_for, policy_for_mou
 pub use self::callers::{Callers, Failure, Seen, Timed};
 pub use self::cluster::{Cluster, ClusterBuilder};
 pub use self::config::Config;
-pub use self::daemon::{Daemon, DaemonBuilder};
+pub use self::daemon::{Daemon, DaemonBuilder, Footprint, REFUSED, RELOADED};
 pub use self::dev::DevNode;
 pub use self::dns::{Dns, DnsMood, SrvTarget};
 pub use self::error::{Context, Error, Result};
+pub use self::etcd::{Etcd, EtcdClient, StoredValue};
 pub use self::fake::{Answer, FakeVault, Received};
 pub use self::fault::{FaultProxy, Flow, Gate};
 pub use self::kms::Kms;
@@ -66,7 +71,7 @@ pub use self::tls::{Authority, Identity, IdentityFiles, Validity};
 pub use self::token_review::FakeTokenReview;
 pub use self::wait::eventually;
 
-/// The KMS protocol, generated from the project's proto files.
+/// The KMS protocol, generated from the project's proto files, and etcd's.
 pub mod proto {
     /// KMS v1.
     #[allow(missing_docs, unreachable_pub)]
@@ -78,5 +83,11 @@ pub mod proto {
     #[allow(missing_docs, unreachable_pub)]
     pub mod v2 {
         tonic::include_proto!("v2");
+    }
+
+    /// What a kube-apiserver asks of etcd.
+    #[allow(missing_docs, unreachable_pub)]
+    pub mod etcd {
+        tonic::include_proto!("etcdserverpb");
     }
 }

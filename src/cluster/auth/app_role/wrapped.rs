@@ -210,6 +210,7 @@ impl Wrapped {
             return Err(AuthError::Wrapping { why, remedy: "the next one does" });
         };
         let operation = Operation {
+            needs_active: false,
             verb: Verb::Unwrap,
             method: Method::POST,
             path: "/v1/sys/wrapping/unwrap".to_owned(),
@@ -257,6 +258,7 @@ impl Wrapped {
         unanswered: Option<&Digest>,
     ) -> Result<String, AuthError> {
         let operation = Operation {
+            needs_active: false,
             verb: Verb::LookupWrapping,
             method: Method::POST,
             path: "/v1/sys/wrapping/lookup".to_owned(),

@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::cluster::address::Role;
+use crate::cluster::operation::Operation;
+use crate::cluster::stack::testing::operation;
 
 const STALE: Does = Does::Says(Verdict::Stale(""));
 
@@ -49,6 +51,55 @@ async fn a_node_that_was_active_and_is_so_no_longer_makes_nothing_final() {
     scripted.is(2, Role::Active);
     scripted.says_now(2, Role::Standby);
     assert!(!is_final(scripted.stack.call(call()).await));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_standby_said_is_not_final_because_it_was_elected_meanwhile() {
+    // It answers as a standby that is behind, and as the active node when it is asked again.
+    for again in [Does::Answers, STALE] {
+        let role = Arc::new(std::sync::OnceLock::<crate::cluster::address::RoleCell>::new());
+        let (elected, then) = (Arc::clone(&role), again.clone());
+        let mut scripted = Scripted::new(3, move |index, number| match (index, number) {
+            (0, 1) => {
+                elected.get().unwrap().set(Role::Active);
+                STALE
+            }
+            (0, _) => then.clone(),
+            _ => Does::Refuses,
+        });
+        assert!(role.set(scripted.role(0)).is_ok());
+        scripted.says_now(0, Role::Active);
+        let began = Instant::now();
+        let result = scripted.stack.call(call()).await;
+        assert_eq!((scripted.asked(), began.elapsed()), (vec![0, 0], ms(0)), "{again:?}");
+        match again {
+            Does::Answers => assert_eq!(result.unwrap().address, name(0)),
+            _ => assert!(is_final(result)),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_good_answer_will_do_only_from_the_active_node_where_its_word_is_wanted() {
+    let wanted = || {
+        let operation = Operation { needs_active: true, ..operation(Verb::ReadKey) };
+        Call { operation: Arc::new(operation), ..call() }
+    };
+    // It is known; or it is not, and whoever is asked hands it on.
+    for knows in [true, false] {
+        let mut scripted = Scripted::new(3, |_, _| Does::Answers);
+        for index in 0..3 {
+            scripted.is(index, if index == 2 && knows { Role::Active } else { Role::Standby });
+            if !knows {
+                scripted.hands_on(index);
+            }
+        }
+        assert!(is_final(scripted.stack.call(wanted()).await), "{knows}");
+        assert_eq!(scripted.asked(), [if knows { 2 } else { 0 }]);
+    }
+    let scripted = Scripted::new(3, |_, _| Does::Answers);
+    (0..3).for_each(|index| scripted.is(index, Role::Standby));
+    assert!(!is_final(scripted.stack.call(wanted()).await));
 }
 
 #[tokio::test(start_paused = true)]

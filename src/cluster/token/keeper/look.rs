@@ -34,7 +34,7 @@ impl Keeper {
             (number, is_about_it) = is_about_this_one(self);
         }
         let fate = if is_about_it { self.check().await } else { Outlook::Lives };
-        self.publish.send_modify(|current| current.settled = number);
+        self.publish.modify(|current| current.settled = number);
         fate
     }
 

@@ -28,7 +28,7 @@ pub(super) enum Origin {
 
 impl Keeper {
     pub(super) fn held(&self) -> Option<HeldToken> {
-        self.publish.borrow().token.clone()
+        self.publish.read(|current| current.token.clone())
     }
 
     /// Puts a token into use that Vault has accepted.
@@ -42,7 +42,7 @@ impl Keeper {
             Some(lease) => self.learn_lease(lease, false),
             None => self.forget_lease(),
         }
-        self.publish.send_modify(|current| {
+        self.publish.modify(|current| {
             current.is_proven = true;
             current.last_error = None;
         });
@@ -80,7 +80,7 @@ impl Keeper {
     /// A login works, or the token that stands for one.
     pub(super) fn note_good_login(&self) {
         let now = node_time();
-        self.publish.send_modify(|current| {
+        self.publish.modify(|current| {
             current.last_login = Some(now);
             current.rehearsal_error = None;
         });
@@ -92,7 +92,7 @@ impl Keeper {
     /// then fail for the same reason as the lookup did, and go on with it at once.
     pub(super) fn offer_unproven(&mut self, token: SecretString) {
         self.replace(token, None);
-        self.publish.send_modify(|current| current.is_proven = false);
+        self.publish.modify(|current| current.is_proven = false);
         self.forget_lease();
     }
 
@@ -107,14 +107,14 @@ impl Keeper {
         if is_new {
             self.serial += 1;
             let held = HeldToken { value: Arc::new(token), serial: self.serial, issued };
-            self.publish.send_modify(|current| current.token = Some(held));
+            self.publish.modify(|current| current.token = Some(held));
         }
         is_new
     }
 
     /// Takes a dead token out of use: calls wait for the next.
     pub(super) fn drop_token(&mut self) {
-        self.publish.send_modify(|current| {
+        self.publish.modify(|current| {
             current.token = None;
             current.is_proven = false;
         });
@@ -141,7 +141,7 @@ impl Keeper {
         // A token from elsewhere may be renewed by somebody else, too.
         let is_ours = self.method.source() == Source::Login;
         let ends = lease.ttl.filter(|_| is_ours).map(|ttl| known.learnt() + ttl);
-        self.publish.send_modify(|current| {
+        self.publish.modify(|current| {
             current.ends = ends;
             current.renewable = lease.renewable;
             current.lifetime = lease.ttl.map_or(Lifetime::Unlimited, |ttl| Lifetime::Limited {
@@ -156,7 +156,7 @@ impl Keeper {
 
     fn forget_lease(&mut self) {
         self.lease = None;
-        self.publish.send_modify(|current| {
+        self.publish.modify(|current| {
             current.ends = None;
             current.renewable = false;
             current.lifetime = Lifetime::Unknown;
@@ -197,7 +197,7 @@ impl Keeper {
         } else if is_news {
             error!(%cluster, method, error = %reason, "Could not get a token.");
         }
-        self.publish.send_modify(|current| current.last_error = Some(reason));
+        self.publish.modify(|current| current.last_error = Some(reason));
     }
 
     /// Whether `reason` differs from what was told last; it is from now on.

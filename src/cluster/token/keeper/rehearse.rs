@@ -143,7 +143,7 @@ impl Keeper {
             Outcome::Good => {
                 self.rehearsals.good = Some(Instant::now());
                 self.rehearsals.told = None;
-                let failed_before = self.publish.borrow().rehearsal_error.is_some();
+                let failed_before = self.publish.read(|current| current.rehearsal_error.is_some());
                 self.note_good_login();
                 if failed_before {
                     info!(%cluster, "A rehearsed login works again.");
@@ -170,14 +170,14 @@ impl Keeper {
             Outcome::Failed(error) => {
                 let error = error.to_string();
                 let left = self.lease.and_then(|known| known.left());
-                if self.publish.borrow().rehearsal_error.as_ref() != Some(&error) {
+                if self.publish.read(|current| current.rehearsal_error.as_ref() != Some(&error)) {
                     warn!(
                         %cluster, method = self.method.name(), error, ?left,
                         "A rehearsed login failed: the token in use still works, but a restart, \
                          or its end, would find no other."
                     );
                 }
-                self.publish.send_modify(|current| current.rehearsal_error = Some(error));
+                self.publish.modify(|current| current.rehearsal_error = Some(error));
             }
         }
     }

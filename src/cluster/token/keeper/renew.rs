@@ -55,7 +55,7 @@ impl Keeper {
         }
         if !matches!(error, AuthError::Unreachable(_)) {
             let error = error.to_string();
-            self.publish.send_modify(|current| current.rehearsal_error = Some(error));
+            self.publish.modify(|current| current.rehearsal_error = Some(error));
         }
         // At its max ttl only another token helps.
         let is_enough = self.next_renewal().is_some();
@@ -105,7 +105,7 @@ impl Keeper {
         let lease = Lease { granted, ..renewed };
         self.learn_lease(lease, is_capped);
         self.told = None;
-        self.publish.send_modify(|current| current.last_error = None);
+        self.publish.modify(|current| current.last_error = None);
         debug!(cluster = %self.link.name(), ttl = ?renewed.ttl, "Renewed the token.");
         if is_capped {
             self.warn_of_its_end(renewed);
@@ -122,7 +122,7 @@ impl Keeper {
                 "Could not renew the token; it stays in use and the renewal is repeated."
             );
         }
-        self.publish.send_modify(|current| current.last_error = Some(reason));
+        self.publish.modify(|current| current.last_error = Some(reason));
     }
 
     /// Vault answered that it does not renew this token. It may have said so for a reason
@@ -134,7 +134,7 @@ impl Keeper {
         if self.is_news(&format!("not renewed: {why}")) {
             warn!(cluster = %self.link.name(), error = why, "Vault does not renew the token.");
         }
-        self.publish.send_modify(|current| current.renewable = false);
+        self.publish.modify(|current| current.renewable = false);
         self.warn_of_its_end(lease);
         match self.method.source() {
             Source::Nowhere => Outlook::Lives,

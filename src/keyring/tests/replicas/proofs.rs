@@ -254,3 +254,12 @@ async fn a_replica_that_loses_its_proof_takes_no_canary_from_another() {
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(transit.tiers().iter().all(|tier| tier.unproven.is_none()));
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_key_made_that_took_the_firsts_place_in_that_moment_is_no_canary() {
+    let pair = Pair::start(|a, _| a.remade_for = Some(b"vault-kms-proxy asks a replica.."));
+    let before = pair.at_a(|s| s.key.as_ref().unwrap().version(1).unwrap());
+    pair.wait(1).await;
+    assert!(pair.at_a(|s| s.remade_for.is_none()), "it was made again");
+    assert!(!pair.canaries.follow().borrow().contains_key(&before));
+}

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{KEY, Object, Store, open, random, seal, stored};
+use super::{KEY, Object, Store, open, random, seal, stored, without_prefix};
 use crate::kms;
 use crate::{Context, Result, fail};
 
@@ -47,17 +47,33 @@ impl Server {
 
     /// Writes an object: a fresh data key, encrypted by the plugin.
     pub async fn write(&mut self, store: &mut Store, etcd_key: &str, value: &[u8]) -> Result {
-        let data_key = random::<KEY>()?.to_vec();
-        let cipher = self.encrypt(&data_key).await?;
-        let stored = layout(&self.prefix(), &cipher, &seal(&data_key, value, etcd_key)?)?;
-        self.data_keys.insert(cipher, data_key);
+        let stored = self.transform_to_storage(etcd_key, value).await?;
         store.insert(etcd_key.to_owned(), stored);
         Ok(())
     }
 
     /// Reads an object; asks the plugin for data keys that it does not know.
     pub async fn read(&mut self, store: &Store, etcd_key: &str) -> Result<Object> {
-        let (cipher, sealed) = parse(stored(store, etcd_key, &self.prefix())?)
+        self.transform_from_storage(etcd_key, stored(store, etcd_key)?).await
+    }
+
+    /// An object as it is stored: under a fresh data key, encrypted by the plugin.
+    pub async fn transform_to_storage(&mut self, etcd_key: &str, value: &[u8]) -> Result<Vec<u8>> {
+        let data_key = random::<KEY>()?.to_vec();
+        let cipher = self.encrypt(&data_key).await?;
+        let stored = layout(&self.prefix(), &cipher, &seal(&data_key, value, etcd_key)?)?;
+        self.data_keys.insert(cipher, data_key);
+        Ok(stored)
+    }
+
+    /// The object that is stored so. KMS v1 never calls one stale: it cannot know that its
+    /// plugin would encrypt with another key now.
+    pub async fn transform_from_storage(
+        &mut self,
+        etcd_key: &str,
+        stored: &[u8],
+    ) -> Result<Object> {
+        let (cipher, sealed) = parse(without_prefix(stored, etcd_key, &self.prefix())?)
             .context(format!("{etcd_key} is not laid out as KMS v1"))?;
         if !self.data_keys.contains_key(cipher) {
             let data_key = self.decrypt(cipher).await.context(etcd_key)?;

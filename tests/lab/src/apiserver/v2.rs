@@ -6,7 +6,7 @@ use std::time::Duration;
 use prost::Message;
 use tokio::time::Instant;
 
-use super::{INFO, KEY, Object, Store, expand, open, random, seal, stored};
+use super::{INFO, KEY, Object, Store, expand, open, random, seal, stored, without_prefix};
 use crate::kms;
 use crate::proto::v2::{DecryptRequest, EncryptResponse, StatusResponse};
 use crate::{Context, Result, fail};
@@ -123,6 +123,19 @@ impl Server {
 
     /// Writes an object with the seed that it has; the first write probes.
     pub async fn write(&mut self, store: &mut Store, etcd_key: &str, value: &[u8]) -> Result {
+        let stored = self.transform_to_storage(etcd_key, value).await?;
+        store.insert(etcd_key.to_owned(), stored);
+        Ok(())
+    }
+
+    /// Reads an object; asks the plugin for seeds that it does not know. It is stale when
+    /// its key_id is not the one that is written with now.
+    pub async fn read(&mut self, store: &Store, etcd_key: &str) -> Result<Object> {
+        self.transform_from_storage(etcd_key, stored(store, etcd_key)?).await
+    }
+
+    /// An object as it is stored, under the seed that this server has; the first one probes.
+    pub async fn transform_to_storage(&mut self, etcd_key: &str, value: &[u8]) -> Result<Vec<u8>> {
         if self.state.is_none() {
             self.probe().await?;
         }
@@ -139,15 +152,16 @@ impl Server {
             annotations: state.encrypted.annotations.clone().into_iter().collect(),
             encrypted_dek_source_type: DekSourceType::HkdfSha256XnonceAesGcmSeed.into(),
         };
-        let stored = [self.prefix().as_bytes(), &object.encode_to_vec()].concat();
-        store.insert(etcd_key.to_owned(), stored);
-        Ok(())
+        Ok([self.prefix().as_bytes(), &object.encode_to_vec()].concat())
     }
 
-    /// Reads an object; asks the plugin for seeds that it does not know. It is stale when
-    /// its key_id is not the one that is written with now.
-    pub async fn read(&mut self, store: &Store, etcd_key: &str) -> Result<Object> {
-        let object = self.stored_object(store, etcd_key)?;
+    /// The object that is stored so.
+    pub async fn transform_from_storage(
+        &mut self,
+        etcd_key: &str,
+        stored: &[u8],
+    ) -> Result<Object> {
+        let object = self.parse(etcd_key, stored)?;
         let source = &object.encrypted_dek_source;
         if !self.seeds.contains_key(source) {
             let request = DecryptRequest {
@@ -166,7 +180,12 @@ impl Server {
 
     /// An object as it lies in etcd.
     pub fn stored_object(&self, store: &Store, etcd_key: &str) -> Result<EncryptedObject> {
-        let object = EncryptedObject::decode(stored(store, etcd_key, &self.prefix())?)
+        self.parse(etcd_key, stored(store, etcd_key)?)
+    }
+
+    fn parse(&self, etcd_key: &str, stored: &[u8]) -> Result<EncryptedObject> {
+        let body = without_prefix(stored, etcd_key, &self.prefix())?;
+        let object = EncryptedObject::decode(body)
             .context(format!("{etcd_key} is not laid out as KMS v2"))?;
         check_object(&object).context(etcd_key)?;
         Ok(object)
