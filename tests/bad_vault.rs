@@ -134,7 +134,7 @@ async fn a_certificate_that_is_not_the_one_due_is_told_with_its_remedy() -> lab:
                 "not ready",
                 bao.address(),
                 "TLS",
-                "is for 127.0.0.1, localhost, not for vault.example; set tlsServerName",
+                "is for 127.0.0.1, ::1, localhost, not for vault.example; set tlsServerName",
             ],
         },
         Case {

@@ -112,9 +112,9 @@ async fn what_is_wrong_with_the_way_to_etcd_is_said() -> lab::Result {
 }
 
 /// Exit code, standard output, and the most memory it had, in KiB, as far as was seen.
-async fn census(server: &Server, arguments: &[&str]) -> lab::Result<(i32, String, u64)> {
+async fn run(server: &Server, what: &str, arguments: &[&str]) -> lab::Result<(i32, String, u64)> {
     let mut command = Command::new(DAEMON);
-    command.arg("census").args(server.options()).args(arguments).kill_on_drop(true);
+    command.arg(what).args(server.options()).args(arguments).kill_on_drop(true);
     command.env_remove("VAULT_KMS_PROXY_CONFIG").stdout(std::process::Stdio::piped());
     let mut child = command.spawn()?;
     let pid = child.id();
@@ -131,6 +131,10 @@ async fn census(server: &Server, arguments: &[&str]) -> lab::Result<(i32, String
         peak = peak.max(now.unwrap_or(0));
     }
     Ok((child.wait().await?.code().unwrap_or(-1), text, peak))
+}
+
+async fn census(server: &Server, arguments: &[&str]) -> lab::Result<(i32, String, u64)> {
+    run(server, "census", arguments).await
 }
 
 #[tokio::test]
@@ -176,6 +180,14 @@ async fn census_counts_5000_objects_and_says_whether_a_key_is_still_needed() -> 
     let (code, text, _) = census(&server, &["--require-none-on=kube-2030"]).await?;
     assert_eq!(code, 2, "{text}");
     assert!(text.contains("1 of an unknown form, such as /registry/secrets/default/damaged"));
+
+    // One of them, looked at.
+    let (key, _) = &objects[0];
+    let (code, text, _) = run(&server, "inspect", &["--etcd", key]).await?;
+    println!("{text}");
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains(key) && text.contains("KEK           kube-202"), "{text}");
+    assert_eq!(run(&server, "inspect", &["--etcd", "/registry/none"]).await?.0, 1);
 
     server.kill();
     assert_eq!(census(&server, &["--etcd-timeout=1s"]).await?.0, 1);

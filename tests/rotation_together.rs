@@ -201,7 +201,13 @@ async fn also_when_one_restarts_in_between() -> lab::Result {
     // Not at its start already: it would be alone with it.
     three.daemons[2].kms().v2().wait_ok(PATIENCE).await?;
     three.wait(key, 2, PATIENCE).await?;
-    // And it does not forget.
+    // And it does not forget, once its disk has it.
+    let file = state.path().join("state.json");
+    let is_kept = || async {
+        let kept: serde_json::Value = serde_json::from_slice(&std::fs::read(&file)?)?;
+        Ok((kept["keks"][0]["active"]["version"] == 2).then_some(()))
+    };
+    eventually("the state says so", PATIENCE, is_kept).await?;
     three.daemons[2].kill();
     three.daemons[2] = builder().start().await?;
     three.wait(key, 2, PATIENCE).await?;

@@ -158,7 +158,8 @@ async fn with_a_broken_file_the_last_accepted_configuration_starts() -> lab::Res
     assert_eq!(kept.metadata()?.permissions().mode() & 0o777, 0o600);
     assert_eq!(daemon.metric("vault_kms_proxy_config_fallback", "").await?, 0.0);
     // What a reload accepts is kept, and what it refuses is not.
-    write(&config.clone().keys(&["other", "kube"]).to_string())?;
+    let config = config.keys(&["kube", "other"]);
+    write(&config.to_string())?;
     daemon.sighup()?;
     keeps("\"other\"").await?;
     let broken = format!("{config}keyname: kube\n");
@@ -171,12 +172,16 @@ async fn with_a_broken_file_the_last_accepted_configuration_starts() -> lab::Res
     let told = daemon.wait_for_log("so the last accepted one runs", PATIENCE).await?;
     println!("{told}");
     assert!(told.contains("ERROR") && told.contains("did you mean `keyNames`"), "{told}");
-    assert!(daemon.kms().v1().encrypt(&[7; 32]).await?.starts_with(b"other:v1:"));
+    assert!(daemon.kms().v1().encrypt(&[7; 32]).await?.starts_with(b"kube:v1:"));
     assert_eq!(daemon.metric("vault_kms_proxy_config_fallback", "").await?, 1.0);
     daemon.wait_ready(PATIENCE).await?;
     let (code, ready) = daemon.admin_get("/readyz").await?;
     assert_eq!(code, 200, "{ready}");
-    assert!(ready.contains("[+] configuration: The last accepted"), "{ready}");
+    assert!(ready.contains("[+] configuration file: The last accepted"), "{ready}");
+    assert!(
+        ready.contains("[+] kek other: other:v1:"),
+        "it is what a reload has accepted: {ready}"
+    );
     // A good file ends it.
     write(&config.to_string())?;
     daemon.sighup()?;
@@ -185,7 +190,7 @@ async fn with_a_broken_file_the_last_accepted_configuration_starts() -> lab::Res
         Ok((daemon.metric("vault_kms_proxy_config_fallback", "").await? == 0.0).then_some(()))
     })
     .await?;
-    assert!(!daemon.admin_get("/readyz").await?.1.contains("configuration"));
+    assert!(!daemon.admin_get("/readyz").await?.1.contains("configuration file"));
     assert_eq!(daemon.stop().await?, 0);
 
     // A secret is written nowhere else, so there is nothing to start with then.

@@ -6,15 +6,18 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::{EXIT_USAGE, complain, environment, fail, runtime, say};
+use super::etcd::EtcdArgs;
+use super::{EXIT_USAGE, complain, environment, fail, install_crypto_provider, runtime, say};
 use crate::config::load::{self, FileForm, Flags, Sources};
 use crate::config::settings::SocketAddress;
+use crate::etcd::Etcd;
 use crate::stored::{Kms, Plain, Value};
 
 mod input;
 mod report;
 mod verdict;
 
+use input::{Input, InputError};
 use report::Report;
 use verdict::Verdict;
 
@@ -28,7 +31,8 @@ use verdict::Verdict;
 #[command(after_help = "Examples:\n  \
     etcdctl get /registry/secrets/default/db --print-value-only | vault-kms-proxy inspect\n  \
     etcdctl get /registry/secrets/default/db --hex | vault-kms-proxy inspect --verify\n  \
-    vault-kms-proxy inspect --file listing.txt --output json\n\n\
+    vault-kms-proxy inspect --file listing.txt --output json\n  \
+    vault-kms-proxy inspect --etcd /registry/secrets/default/db --verify\n\n\
     With --verify run it as a user whom socket.allowedUids lists. The socket is --socket, else\n\
     that of the configuration, else the default.\n\
     Exit codes: 0 named (and with --verify: decrypts), 1 damaged, unknown or not decrypted, \
@@ -40,6 +44,11 @@ pub struct Inspect {
     /// What is read is hex, whatever it looks like.
     #[arg(long)]
     hex: bool,
+    /// Read the value of this key from etcd instead.
+    #[arg(long = "etcd", value_name = "KEY", conflicts_with_all = ["file", "hex"])]
+    stored: Option<String>,
+    #[command(flatten)]
+    etcd: EtcdArgs,
     /// Ask the running daemon whether it can decrypt it.
     #[arg(long)]
     verify: bool,
@@ -71,9 +80,9 @@ const DEFAULT_SOCKET: &str = "/run/vault-kms-proxy/kms.sock";
 
 /// Reads, asks if it is told to, prints, and says through the exit code how it went.
 pub fn run(inspect: Inspect) -> ExitCode {
-    let input = match input::read(inspect.file.as_deref(), inspect.hex) {
+    let input = match inspect.input() {
         Ok(input) => input,
-        Err(error) => return fail(&error),
+        Err(code) => return code,
     };
     let value = Value::parse(&input.value);
     let verdict = match (inspect.verify, &value) {
@@ -94,6 +103,23 @@ pub fn run(inspect: Inspect) -> ExitCode {
 // === impl Inspect ===
 
 impl Inspect {
+    /// The value, from wherever it is to come.
+    fn input(&self) -> Result<Input, ExitCode> {
+        let Some(key) = &self.stored else {
+            return input::read(self.file.as_deref(), self.hex).map_err(|error| fail(&error));
+        };
+        let settings = self.etcd.settings().map_err(|problem| {
+            complain(format_args!("error: {problem}"));
+            ExitCode::from(EXIT_USAGE)
+        })?;
+        install_crypto_provider();
+        let mut etcd = Etcd::try_new(&settings).map_err(|error| fail(&error))?;
+        let runtime = runtime().map_err(|error| fail(&error))?;
+        let entry = runtime.block_on(etcd.get(key.as_bytes())).map_err(|error| fail(&error))?;
+        let entry = entry.ok_or_else(|| fail(&InputError::NoSuchKey(key.clone())))?;
+        Ok(Input { key: Some(key.clone()), value: entry.value.to_vec() })
+    }
+
     /// What the daemon says; `None` where there is nothing to ask about.
     fn verdict(&self, kms: &Kms<'_>) -> Result<Option<Verdict>, ExitCode> {
         let Ok(body) = &kms.body else { return Ok(None) };

@@ -341,7 +341,9 @@ pub fn explain(error: &rustls::Error) -> String {
 fn bare_names(presented: &[String]) -> String {
     let bare = |name: &String| {
         let inner = name.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')'));
-        inner.unwrap_or(name).trim_matches('"').to_owned()
+        let inner = inner.unwrap_or(name).trim_matches('"');
+        // rustls writes ::1 as 0::1.
+        inner.parse().map_or_else(|_| inner.to_owned(), |ip: std::net::IpAddr| ip.to_string())
     };
     presented.iter().map(bare).collect::<Vec<_>>().join(", ")
 }

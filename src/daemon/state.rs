@@ -40,7 +40,8 @@ const RETRY: Duration = Duration::from_secs(30);
 /// How often the file is written when nothing but the time of the proofs has changed: a
 /// restart takes a proof for older than it is by that much at most.
 const PROOFS_EVERY: Duration = Duration::from_secs(30);
-/// The least between two writes, however often something changes.
+/// The least between two writes, however often something changes, but for the version that
+/// encrypts.
 const GAP: Duration = Duration::from_secs(1);
 
 /// The time that the last write has.
@@ -90,6 +91,8 @@ async fn keep(folder: PathBuf, mut following: watch::Receiver<Followed>) {
             Some(last) if last.state == now => None,
             _ if is_last => is_worth_it.then(Instant::now),
             Some(last) if last.state.is_but_for_proofs(&now) => Some(last.at + PROOFS_EVERY),
+            // A process that is killed now must not come back with the version before.
+            Some(last) if last.state.has_other_versions(&now) => is_worth_it.then(Instant::now),
             Some(last) => is_worth_it.then(|| last.at + GAP),
             None => is_worth_it.then(Instant::now),
         };

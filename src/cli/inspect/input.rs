@@ -39,6 +39,9 @@ pub(super) enum InputError {
     /// Nothing came.
     #[error("there is nothing to read; etcdctl prints nothing where there is no such key")]
     Nothing,
+    /// etcd has no such key.
+    #[error("etcd holds nothing at {0}; keys are exact, such as /registry/secrets/NAMESPACE/NAME")]
+    NoSuchKey(String),
     /// A listing that cannot be read.
     #[error("line {0} of the listing in hex cannot be read; give it whole, from its first line on")]
     Listing(usize),

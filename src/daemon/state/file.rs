@@ -174,6 +174,15 @@ impl State {
         self.sections.get(name)
     }
 
+    /// Whether another version of some key encrypts in `other`.
+    pub(super) fn has_other_versions(&self, other: &Self) -> bool {
+        let of = |state: &Self| -> Vec<_> {
+            let entries = state.keks.iter();
+            entries.map(|e| (e.name.clone(), e.active.clone(), e.activated.clone())).collect()
+        };
+        of(self) != of(other)
+    }
+
     /// Whether `other` differs in nothing but how recent the proofs are.
     pub(super) fn is_but_for_proofs(&self, other: &Self) -> bool {
         let undated = |state: &Self| {

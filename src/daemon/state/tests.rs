@@ -231,3 +231,31 @@ async fn wait(folder: &Path, wanted: &State) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn another_version_that_encrypts_is_written_at_once_and_other_news_after_a_while() {
+    let folder = tempfile::tempdir().unwrap();
+    let known = memory(snapshot(1));
+    let a = Arc::new(kek("a"));
+    let keeper = StateKeeper::start(folder.path().to_owned(), &State::default());
+    keeper.follow(vec![(Arc::clone(&a), Arc::clone(&known))]);
+    wait(folder.path(), &state(&[(&a, snapshot(1))])).await;
+
+    let began = Instant::now();
+    let news = Snapshot { lost: Some("gone".into()), ..snapshot(1) };
+    known.with(|m| m.key.lose("gone".into()));
+    wait(folder.path(), &state(&[(&a, news)])).await;
+    assert!(began.elapsed() >= GAP - Duration::from_millis(100), "{:?}", began.elapsed());
+
+    let began = Instant::now();
+    known.with(|m| m.active = Some(version(2)));
+    eventually_is(folder.path(), 2).await;
+    assert!(began.elapsed() < GAP / 2, "{:?}", began.elapsed());
+}
+
+/// Waits until the file says that this version of the one key encrypts.
+async fn eventually_is(folder: &Path, number: u32) {
+    while State::read(folder).of(&kek("a")).and_then(|s| s.active) != Some(version(number)) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
