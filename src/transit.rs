@@ -46,6 +46,15 @@ pub trait TransitKey: fmt::Debug + Send + Sync + 'static {
         deadline: Deadline,
     ) -> BoxFuture<'a, Result<Plaintext, TransitError>>;
 
+    /// Unwraps in the cluster that encrypts: of several, the first one alone.
+    fn decrypt_at_first<'a>(
+        &'a self,
+        ciphertext: &'a VaultCiphertext,
+        deadline: Deadline,
+    ) -> BoxFuture<'a, Result<Plaintext, TransitError>> {
+        self.decrypt(ciphertext, deadline)
+    }
+
     /// Whether `wrapped`, which [`Self::encrypt`] answered, decrypts to `plaintext`.
     fn verify<'a>(
         &'a self,

@@ -25,9 +25,12 @@ async fn a_trial_that_fails_leaves_no_trace_in_what_runs() -> lab::Result {
     let another = DevNode::start().await?;
     another.create_keys(&["kube"]).await?;
     let another_key = another.config(&["kube"]).await?.with("reloadTimeout", "2s");
+    // The old cluster still decrypts everything, but it is not the one that would encrypt.
+    let before_the_old = Config::replicas(&[("new", &another_key), ("old", &config)], &["kube"]);
     for (what, trial) in [
         ("a Vault without the key", elsewhere),
         ("a Vault whose key has the same name", another_key),
+        ("the same, with the running one as its replica, whose key has that name", before_the_old),
         ("a token that may not use the key", config.clone().token(&blind)),
     ] {
         let line = daemon.reload(trial, REFUSED).await?;

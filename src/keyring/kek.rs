@@ -25,7 +25,7 @@ use crate::transit::{KeyMetadata, KeyVersion, TransitError, TransitKey, Vouch};
 mod calling;
 pub(crate) mod watching;
 
-pub(crate) use calling::{Verified, Verify};
+pub(crate) use calling::{Compared, Verified, Verify};
 pub(crate) use watching::keep_proven;
 
 /// One configured KEK of a generation. Owns the task that watches its key.

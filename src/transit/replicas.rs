@@ -157,6 +157,14 @@ impl TransitKey for Replicas {
         })
     }
 
+    fn decrypt_at_first<'a>(
+        &'a self,
+        ciphertext: &'a VaultCiphertext,
+        deadline: Deadline,
+    ) -> BoxFuture<'a, Result<Plaintext, TransitError>> {
+        self.shared.tiers[FIRST].key.decrypt(ciphertext, deadline)
+    }
+
     /// Where the first cluster made it, it is asked first and its refusal is final; a replica
     /// that decrypts it serves as well. Where a replica made it, the first cluster is the
     /// better judge, and else the replica itself, whose material was compared beside.

@@ -20,7 +20,7 @@ use crate::cluster::tls::{LoadedTls, TlsSnapshot};
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Asks `sys/health` over connections that serve for nothing else, past the breakers, and
-/// tells these nothing. Any HTTP answer will do. It takes more than a handshake, for a
+/// tells these nothing. Any HTTP answer will do, but that of a node that is sealed. It takes more than a handshake, for a
 /// server may refuse a client's certificate after it.
 pub(super) struct Trial(pub(super) Members<ToOneAddress>);
 
@@ -52,6 +52,8 @@ impl Ask for Trial {
 async fn ask_one(address: &Address, tls: &LoadedTls) -> Word {
     let asked = Http::new(address.clone(), tls).oneshot(probe::question(PATIENCE));
     match asked.await {
+        // One that waits to be unsealed cannot take the place of those that serve.
+        Ok(answer) if matches!(answer.status.as_u16(), 501 | 503) => Word::Silent,
         Ok(_) => Word::Accepted,
         Err(error) => match error.fault {
             Fault::Tls(why) => Word::Refused(format!("{}: {why}", error.address)),

@@ -16,7 +16,7 @@ pub trait Ask: Send + Sync + 'static {
 /// What addresses make of a TLS configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Word {
-    /// One of them answered over it, or there is none that speaks TLS.
+    /// One of them that could serve answered over it, or there is none that speaks TLS.
     Accepted,
     /// None did, and this is what TLS failed of at one of them.
     Refused(String),
@@ -49,7 +49,7 @@ pub(super) async fn try_out(
         (Word::Refused(why), Word::Accepted) => Fate::Leave(why),
         (_, Word::Accepted) => Fate::Leave("no address answers over them".to_owned()),
         // Neither works, so what the operator wrote last is the better guess.
-        (Word::Refused(_), Word::Refused(_)) => Fate::Take,
+        (_, Word::Refused(_)) => Fate::Take,
         _ => Fate::Wait,
     }
 }
@@ -83,7 +83,7 @@ mod tests {
             (vec![Silent, Accepted], leave("no address answers over them")),
             (vec![refused(), refused()], Fate::Take),
             (vec![refused(), Silent], Fate::Wait),
-            (vec![Silent, refused()], Fate::Wait),
+            (vec![Silent, refused()], Fate::Take),
             (vec![Silent, Silent], Fate::Wait),
         ] {
             let asked = Says(Mutex::new(said.clone()));

@@ -23,6 +23,17 @@ pub(crate) enum Verify<'a> {
     FirstOf(&'a Verified),
 }
 
+/// Whether two KEKs are one key.
+#[derive(Debug)]
+pub(crate) enum Compared {
+    /// The one decrypts what the other encrypts.
+    Same,
+    /// It does not, and says why.
+    Another(String),
+    /// Either of them could not be asked.
+    Unknown(String),
+}
+
 /// The versions and addresses whose answers were proven in this generation.
 #[derive(Debug, Default)]
 pub(crate) struct Verified(Mutex<HashMap<u32, HashSet<String>>>);
@@ -94,21 +105,23 @@ impl Core {
         plaintext.map_err(|source| self.failed(source))
     }
 
-    /// Why this KEK cannot decrypt what `other` encrypts; `None` when it does, and when that
-    /// cannot be found out by `deadline`.
-    pub(crate) async fn refuses_what_is_from(
-        &self,
-        other: &Self,
-        deadline: Deadline,
-    ) -> Option<String> {
+    /// Whether this KEK decrypts what `other` encrypts. Of several clusters the first is
+    /// asked alone, for it is the one that encrypts: that another can read it says nothing.
+    pub(crate) async fn compare(&self, other: &Self, deadline: Deadline) -> Compared {
         let canary = Plaintext::new(CANARY.to_vec());
-        let pick = other.pick(&EncryptFor::V1).ok()?;
-        let made = other.wrap(&canary, pick, deadline).await.ok()?.wrapped;
-        match self.transit.decrypt(&made.ciphertext, deadline).await {
-            Ok(back) if back == canary => None,
-            Ok(_) => Some("it decrypts to something else".to_owned()),
-            Err(error) if error.is_outage() => None,
-            Err(error) => Some(error.to_string()),
+        let pick = match other.pick(&EncryptFor::V1) {
+            Ok(pick) => pick,
+            Err(error) => return Compared::Unknown(format!("the running one: {error}")),
+        };
+        let made = match other.wrap(&canary, pick, deadline).await {
+            Ok(made) => made.wrapped,
+            Err(error) => return Compared::Unknown(format!("the running one: {error}")),
+        };
+        match self.transit.decrypt_at_first(&made.ciphertext, deadline).await {
+            Ok(back) if back == canary => Compared::Same,
+            Ok(_) => Compared::Another("it decrypts to something else".to_owned()),
+            Err(error) if error.is_outage() => Compared::Unknown(error.to_string()),
+            Err(error) => Compared::Another(error.to_string()),
         }
     }
 

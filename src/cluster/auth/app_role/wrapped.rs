@@ -231,7 +231,11 @@ impl Wrapped {
         let kept = Kept { came_from: digest, owner, secret_id: unwrapped.secret_id.into() };
         let (cluster, file) = (self.link.name(), self.keep.path().display());
         match place.keep(&kept).await {
-            Ok(()) => info!(%cluster, made_at, %file, "Unwrapped the secret ID; it is kept."),
+            Ok(()) => {
+                // What could not be written before this one is no longer the newest.
+                memory.unkept = None;
+                info!(%cluster, made_at, %file, "Unwrapped the secret ID; it is kept.");
+            }
             Err(error) => {
                 error!(
                     %cluster, %error,
