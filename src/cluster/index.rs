@@ -20,17 +20,25 @@
 //! few milliseconds behind (0.6 ms become 1.4), and make every call hang with a leader that
 //! is frozen, which standbys otherwise do without.
 //!
+//! An address may lead to another node tomorrow, one that knows no index and would answer a
+//! request that brings one by itself. OpenBao 2.7 tells an index with every good answer of
+//! Transit, and with no bad one. So what is known of an address ends with a good answer that
+//! tells none, when the address fails, when its `sys/health` tells another version or
+//! cluster, and by itself when no answer has borne it out for long.
+//!
 //! Where no index was sent, whose word an answer is depends on what its node was known as
 //! when it was asked. What it is by the time of the answer says nothing: a standby that is
 //! behind may be elected in between.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::address::{Address, Role, RoleCell};
 use super::error::{AttemptError, Fault, Word};
@@ -50,6 +58,10 @@ pub(super) const FORWARD: HeaderValue = HeaderValue::from_static("forward-active
 /// Longer indices are not kept. OpenBao's has some 90 characters.
 const MAX_LENGTH: usize = 4096;
 
+/// How long an address is believed to hand on what it is asked to, from the last answer that
+/// told an index. A key's metadata is read far more often.
+const BELIEVED: Duration = Duration::from_secs(600);
+
 /// Whether one address hands on what it is asked to.
 #[derive(Clone, Default)]
 pub struct HandsOn(Arc<Mutex<Known>>);
@@ -61,7 +73,7 @@ enum Known {
     Nothing,
     /// It has told one in a form that we can read, so it understands this one, which no
     /// standby of its cluster has reached.
-    Beyond { cluster: String, header: HeaderValue },
+    Beyond { cluster: String, header: HeaderValue, told: Instant },
     /// It has refused a request because of the index.
     Refuses,
 }
@@ -85,8 +97,11 @@ pub struct HandOn {
 
 /// What counts of an attempt when its answer comes.
 pub struct Asked {
-    with_index: bool,
+    /// What was sent so that it hands it on.
+    index: Option<HeaderValue>,
     the_active_one: bool,
+    /// A good answer tells an index, if the node knows of any.
+    of_transit: bool,
 }
 
 // === impl HandsOn ===
@@ -101,14 +116,30 @@ impl HandsOn {
     pub(super) fn learn(&self, raw: &HeaderValue) {
         let Some(index) = Index::read(raw) else { return };
         let mut known = self.lock();
-        match &*known {
+        match &mut *known {
             Known::Refuses => {}
-            Known::Beyond { cluster, .. } if *cluster == index.cluster => {}
+            Known::Beyond { cluster, told, .. } if *cluster == index.cluster => {
+                *told = Instant::now();
+            }
             Known::Beyond { .. } | Known::Nothing => {
                 if let Some(header) = Index::beyond(&index.cluster) {
-                    *known = Known::Beyond { cluster: index.cluster, header };
+                    let (cluster, told) = (index.cluster, Instant::now());
+                    *known = Known::Beyond { cluster, header, told };
                 }
             }
+        }
+    }
+
+    /// There may be another node now, of which nothing is known.
+    pub(super) fn forget(&self) {
+        *self.lock() = Known::Nothing;
+    }
+
+    /// A good answer told no index, as those of a node that hands on do.
+    fn doubt(&self) {
+        let mut known = self.lock();
+        if matches!(&*known, Known::Beyond { .. }) {
+            *known = Known::Nothing;
         }
     }
 
@@ -126,7 +157,11 @@ impl HandsOn {
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
-        self.0.lock().expect("no code panics while it holds this lock")
+        let mut known = self.0.lock().expect("no code panics while it holds this lock");
+        if matches!(&*known, Known::Beyond { told, .. } if told.elapsed() >= BELIEVED) {
+            *known = Known::Nothing;
+        }
+        known
     }
 }
 
@@ -165,10 +200,12 @@ impl HandOn {
         Self { hands_on: hands_on.clone(), role: role.clone(), address: *index }
     }
 
-    fn learn(&self, answer: &Answer) {
+    fn learn(&self, answer: &Answer, of_transit: bool) {
         let raw = answer.headers.get(X_VAULT_INDEX);
-        if let Some(raw) = raw.filter(|raw| !raw.is_empty() && raw.len() <= MAX_LENGTH) {
-            self.hands_on.learn(raw);
+        match raw.filter(|raw| !raw.is_empty() && raw.len() <= MAX_LENGTH) {
+            Some(raw) => self.hands_on.learn(raw),
+            None if of_transit && answer.status.is_success() => self.hands_on.doubt(),
+            None => {}
         }
     }
 }
@@ -180,17 +217,28 @@ impl Step for HandOn {
         let is_asked = attempt.hand_on.contains(self.address);
         attempt.index = is_asked.then(|| self.hands_on.header()).flatten();
         let the_active_one = self.role.get() == Role::Active;
-        Asked { with_index: attempt.index.is_some(), the_active_one }
+        let of_transit = attempt.call.operation.verb.is_transit();
+        Asked { index: attempt.index.clone(), the_active_one, of_transit }
     }
 
     fn ended(&self, asked: Asked, mut result: Ended) -> Ended {
         match &mut result {
-            Ok(answer) => self.learn(answer),
+            Ok(answer) => self.learn(answer, asked.of_transit),
             Err(AttemptError { fault, .. }) => match fault {
-                Fault::Stale { word, .. } if asked.with_index => *word = Word::Actives,
-                Fault::Stale { word, .. } if asked.the_active_one => *word = Word::Claimants,
+                Fault::Stale { word, answer, .. } => {
+                    self.learn(answer, asked.of_transit);
+                    // Unless it is another node now than the index was meant for.
+                    if asked.index.is_some() && asked.index == self.hands_on.header() {
+                        *word = Word::Actives;
+                    } else if asked.the_active_one {
+                        *word = Word::Claimants;
+                    }
+                }
                 // It did not get as far as the question.
-                Fault::Elsewhere { status: 400, .. } if asked.with_index => self.hands_on.refuse(),
+                Fault::Elsewhere { status: 400, .. } if asked.index.is_some() => {
+                    self.hands_on.refuse();
+                }
+                Fault::Unreachable(_) | Fault::Connection(_) => self.hands_on.forget(),
                 _ => {}
             },
         }
@@ -199,152 +247,4 @@ impl Step for HandOn {
 }
 
 #[cfg(test)]
-mod tests {
-    use tower::{Layer as _, ServiceExt as _};
-
-    use super::*;
-    use crate::cluster::operation::{AddressSet, Elsewhere};
-    use crate::cluster::stack::testing::{answer, attempt, name};
-    use crate::cluster::step::StepLayer;
-
-    const CLUSTER: &str = "f431928e-8a16-3868-19f0-95048a03b379";
-
-    /// As OpenBao 2.7.2 sends it.
-    fn told(value: &str) -> String {
-        STANDARD.encode(format!(r#"{{"cluster":"{CLUSTER}","value":"{value}"}}"#))
-    }
-
-    fn header(text: &str) -> HeaderValue {
-        HeaderValue::from_str(text).unwrap()
-    }
-
-    /// One attempt at an address that answers so: what was sent, and what came of it.
-    async fn ask(
-        step: &HandOn,
-        is_asked: bool,
-        result: Result<Answer, Fault>,
-    ) -> (Option<HeaderValue>, Result<Answer, Fault>) {
-        let (sent, seen) = std::sync::mpsc::channel();
-        let result = Mutex::new(Some(result));
-        let inner = tower::service_fn(move |attempt: Attempt| {
-            sent.send(attempt.index).unwrap();
-            let result = result.lock().unwrap().take().unwrap();
-            async move {
-                let (address, index) = (name(0), AddressIndex(0));
-                result.map_err(|fault| AttemptError { address, index, fault })
-            }
-        });
-        let mut attempt = attempt();
-        if is_asked {
-            attempt.hand_on = AddressSet::default().with(AddressIndex(0));
-        }
-        let result = StepLayer(step.clone()).layer(inner).oneshot(attempt).await;
-        (seen.recv().unwrap(), result.map_err(|error| error.fault))
-    }
-
-    fn step() -> HandOn {
-        HandOn::new(&Address::new(AddressIndex(0), "https://vault-0:8200".parse().unwrap()))
-    }
-
-    fn answering(index: &str) -> Answer {
-        let mut good = answer(200);
-        good.headers.insert(X_VAULT_INDEX, header(index));
-        good
-    }
-
-    fn stale() -> Fault {
-        Fault::Stale { reason: "too new", word: Word::Anyones, answer: Box::new(answer(400)) }
-    }
-
-    fn is_by_active(result: &Result<Answer, Fault>) -> bool {
-        matches!(result, Err(Fault::Stale { word: Word::Actives, .. }))
-    }
-
-    #[tokio::test]
-    async fn what_is_sent_lies_beyond_what_any_node_has_reached() {
-        let step = step();
-        let _ = ask(&step, false, Ok(answering(&told("40")))).await;
-        let (sent, result) = ask(&step, true, Err(stale())).await;
-        assert_eq!(sent.unwrap(), header(&told("9223372036854775807")));
-        assert!(is_by_active(&result), "{result:?}");
-    }
-
-    #[tokio::test]
-    async fn nothing_is_sent_to_whoever_is_not_to_hand_on() {
-        let step = step();
-        let _ = ask(&step, false, Ok(answering(&told("40")))).await;
-        let (sent, result) = ask(&step, false, Err(stale())).await;
-        assert_eq!(sent, None);
-        assert!(!is_by_active(&result), "{result:?}");
-    }
-
-    #[tokio::test]
-    async fn an_address_that_has_told_no_index_that_we_can_read_is_sent_none() {
-        let vaults = STANDARD.encode("v1:f431928e:40:0:8a163868");
-        let unknown_field = STANDARD.encode(r#"{"cluster":"c","value":"40","epoch":1}"#);
-        let no_number = STANDARD.encode(r#"{"cluster":"c","value":"0/16B3748"}"#);
-        let long = STANDARD.encode(format!(r#"{{"cluster":"{}","value":"1"}}"#, "c".repeat(4_096)));
-        for text in ["", "%%", "c:40", &vaults, &unknown_field, &no_number, &long] {
-            let step = step();
-            let _ = ask(&step, false, Ok(answering(text))).await;
-            let (sent, result) = ask(&step, true, Err(stale())).await;
-            assert_eq!(sent, None, "{text}");
-            assert!(!is_by_active(&result), "{text}: {result:?}");
-            assert!(!step.hands_on.is_certain());
-        }
-    }
-
-    #[tokio::test]
-    async fn an_index_follows_its_address_to_another_cluster() {
-        let step = step();
-        let _ =
-            ask(&step, false, Ok(answering(&STANDARD.encode(r#"{"cluster":"c","value":"7"}"#))))
-                .await;
-        let _ = ask(&step, false, Ok(answering(&told("3")))).await;
-        let (sent, _) = ask(&step, true, Err(stale())).await;
-        assert_eq!(Index::read(&sent.unwrap()).unwrap().cluster, CLUSTER);
-    }
-
-    #[tokio::test]
-    async fn an_address_that_refuses_an_index_is_not_sent_another() {
-        let step = step();
-        let _ = ask(&step, false, Ok(answering(&told("40")))).await;
-        let verdict = Elsewhere {
-            reason: "no index",
-            at_fault: false,
-            eject: false,
-            maybe_served: false,
-            again_after: None,
-        };
-        let refused = || Err(Fault::Elsewhere { status: 400, verdict: verdict.clone() });
-        let _ = ask(&step, false, refused()).await;
-        assert!(step.hands_on.is_certain(), "nothing was sent, so it was not about that");
-        let _ = ask(&step, true, refused()).await;
-        let _ = ask(&step, false, Ok(answering(&told("41")))).await;
-        let (sent, result) = ask(&step, true, Err(stale())).await;
-        assert_eq!(sent, None);
-        assert!(!is_by_active(&result), "{result:?}");
-        assert!(!step.hands_on.is_certain());
-    }
-
-    #[tokio::test]
-    async fn without_an_index_it_counts_what_the_node_was_when_it_was_asked() {
-        for (was, is, expected) in [
-            (Role::Active, Role::Standby, Word::Claimants),
-            (Role::Standby, Role::Active, Word::Anyones),
-            (Role::Unknown, Role::Active, Word::Anyones),
-        ] {
-            let step = step();
-            step.role.set(was);
-            let role = step.role.clone();
-            let inner = tower::service_fn(move |_: Attempt| {
-                role.set(is);
-                let (address, index) = (name(0), AddressIndex(0));
-                async move { Err::<Answer, _>(AttemptError { address, index, fault: stale() }) }
-            });
-            let error = StepLayer(step).layer(inner).oneshot(attempt()).await.unwrap_err();
-            let Fault::Stale { word, .. } = error.fault else { panic!("{error}") };
-            assert_eq!(word, expected, "{was}, {is}");
-        }
-    }
-}
+mod tests;

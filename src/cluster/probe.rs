@@ -78,6 +78,8 @@ struct Memory {
     /// Probes one after another that had no answer in time.
     silent: u32,
     is_clock_wrong: bool,
+    /// The Vault and the version that answered last.
+    who: Option<(Option<String>, Option<String>)>,
 }
 
 /// What a probe found.
@@ -202,6 +204,9 @@ where
         };
         self.set_role(Role::Unknown);
         let (found, why) = found;
+        if found == Found::Bad {
+            self.address.hands_on.forget(); // whoever is back may be another
+        }
         tracing::debug!(server.address = %self.address.name, why, "A health check failed.");
         self.breaker.probe_bad(why);
         found
@@ -230,7 +235,12 @@ where
         if let Some(id) = &health.cluster_id {
             self.watch.note_cluster_id(&self.address, id);
         }
+        let who = (health.cluster_id.clone(), health.version.clone());
+        if memory.who.replace(who.clone()).is_some_and(|was| was != who) {
+            self.address.hands_on.forget();
+        }
         if !health.role.can_serve() {
+            self.address.hands_on.forget();
             self.breaker.probe_bad(format!("{}, says its health check", health.role));
             return Found::Bad;
         }

@@ -12,6 +12,7 @@ pub(super) struct Health {
     pub(super) role: Role,
     pub(super) time: Option<UnixSeconds>,
     pub(super) cluster_id: Option<String>,
+    pub(super) version: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -26,6 +27,7 @@ struct Body {
     replication_dr_mode: Option<String>,
     server_time_utc: Option<i64>,
     cluster_id: Option<String>,
+    version: Option<String>,
 }
 
 /// What `answer` says; the reason, in words, when nothing that could serve has given it.
@@ -41,6 +43,7 @@ pub(super) fn read(answer: &Answer) -> Result<Health, String> {
             role: body.role(status),
             time: body.server_time_utc.filter(|time| *time > 0).map(UnixSeconds),
             cluster_id: body.cluster_id.filter(|id| !id.is_empty()),
+            version: body.version,
         });
     }
     let role = match status {
@@ -49,7 +52,7 @@ pub(super) fn read(answer: &Answer) -> Result<Health, String> {
         500.. => return Err(format!("its health check answers HTTP {status}")),
         _ => Role::Unknown,
     };
-    Ok(Health { role, time: None, cluster_id: None })
+    Ok(Health { role, time: None, cluster_id: None, version: None })
 }
 
 // === impl Body ===
@@ -117,7 +120,7 @@ mod tests {
 
     #[test]
     fn what_something_before_vault_says_makes_nothing_worse_unless_it_fails() {
-        let alive = Health { role: Role::Unknown, time: None, cluster_id: None };
+        let alive = Health { role: Role::Unknown, time: None, cluster_id: None, version: None };
         for status in [200, 204, 302, 400, 401, 403, 404, 405, 429] {
             for body in ["", "<html>no</html>", r#"{"errors":[]}"#, r#"{"sealed":true}"#] {
                 assert_eq!(said(status, body).as_ref(), Ok(&alive), "{status} {body}");

@@ -1,5 +1,7 @@
 use std::sync::Mutex;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use futures_util::FutureExt as _;
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -307,4 +309,27 @@ async fn the_probes_end_with_their_owner() {
     bench.task = None;
     sleep(secs(120)).await;
     assert_eq!(bench.looks().len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_known_of_a_nodes_index_ends_with_another_version_cluster_or_start() {
+    let says = |more: serde_json::Value| Says::Health(200, health(false, more));
+    let this = || says(json!({ "cluster_id": "a", "version": "2.7.2" }));
+    for (then, is_known) in [
+        (this(), true),
+        (Says::Freezes, true),
+        (says(json!({ "cluster_id": "b", "version": "2.7.2" })), false),
+        (says(json!({ "cluster_id": "a", "version": "2.6.0" })), false),
+        (Says::Refuses, false),
+        (sealed(), false),
+    ] {
+        let bench = Bench::start(vec![this()]);
+        bench.calls(1).await;
+        let hands_on = bench.endpoint(0).address.hands_on;
+        let told = STANDARD.encode(r#"{"cluster":"a","value":"40"}"#);
+        hands_on.learn(&told.parse().unwrap());
+        bench.says(0, then);
+        bench.calls(6).await;
+        assert_eq!(hands_on.is_certain(), is_known);
+    }
 }

@@ -1,13 +1,13 @@
 //! Attempts, answers and scripted addresses for the tests of the layers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use ::http::{HeaderMap, Method, StatusCode, Uri};
+use ::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
@@ -18,6 +18,7 @@ use super::*;
 use crate::clock::Deadline;
 use crate::cluster::address::{Role, RoleCell};
 use crate::cluster::error::Fault;
+use crate::cluster::index::X_VAULT_INDEX;
 use crate::cluster::operation::{AddressName, Elsewhere, Operation, Verb, Verdict};
 
 pub(crate) fn operation(verb: Verb) -> Operation {
@@ -114,8 +115,8 @@ pub(crate) enum Does {
     IsBehind,
 }
 
-/// What `sys/health` says at each address: whether it is the active node's.
-type Health = Arc<Mutex<BTreeMap<u8, bool>>>;
+/// What `sys/health` says at each address, in turn: whether it is the active node's.
+type Health = Arc<Mutex<BTreeMap<u8, VecDeque<bool>>>>;
 
 type Script = Arc<dyn Fn(u8, u32) -> Does + Send + Sync>;
 
@@ -193,14 +194,19 @@ impl Scripted {
 
     /// What the node at `index` says when it is asked, whatever it is taken for.
     pub(crate) fn says_now(&self, index: u8, role: Role) {
-        self.health.lock().unwrap().insert(index, role == Role::Active);
+        self.say_in_turn(index, &[role]);
+    }
+
+    /// What the nodes behind the address `index` say, one after the other and again.
+    pub(crate) fn say_in_turn(&self, index: u8, roles: &[Role]) {
+        let are_active = roles.iter().map(|role| *role == Role::Active).collect();
+        self.health.lock().unwrap().insert(index, are_active);
     }
 
     /// The node at `index` is known to hand on what it is asked to.
     pub(crate) fn hands_on(&self, index: u8) {
-        let told = STANDARD.encode(r#"{"cluster":"c","value":"40"}"#);
         let roster = self.stack.members.roster();
-        roster.get(AddressIndex(index)).unwrap().address.hands_on.learn(&told.parse().unwrap());
+        roster.get(AddressIndex(index)).unwrap().address.hands_on.learn(&told_index());
     }
 
     /// A probe of the address `index` ends well; nothing here probes by itself.
@@ -225,6 +231,11 @@ impl Scripted {
     }
 }
 
+/// As OpenBao tells it.
+fn told_index() -> HeaderValue {
+    STANDARD.encode(r#"{"cluster":"c","value":"40"}"#).parse().unwrap()
+}
+
 fn transport(
     index: u8,
     script: Script,
@@ -234,7 +245,10 @@ fn transport(
     let health = Arc::clone(health);
     BoxCloneSyncService::new(tower::service_fn(move |attempt: Attempt| {
         if attempt.call.operation.verb == Verb::Health {
-            let is_active = health.lock().unwrap().get(&index).copied();
+            let is_active = health.lock().unwrap().get_mut(&index).and_then(|in_turn| {
+                in_turn.rotate_left(1);
+                in_turn.back().copied()
+            });
             let mut good = answer(200);
             if let Some(is_active) = is_active {
                 let body =
@@ -257,6 +271,9 @@ fn perform(
         move |fault| Err(AttemptError { address: name(index), index: AddressIndex(index), fault });
     let mut good = answer(200);
     good.address = name(index);
+    if attempt.index.is_some() {
+        good.headers.insert(X_VAULT_INDEX, told_index());
+    }
     let work = async move {
         match does {
             Does::Answers => Ok(good),
