@@ -2,9 +2,14 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+/// For how long it counts that an address has said that it is a standby: ten probes of an
+/// idle daemon, of which one at least meets a standby where there is one to meet.
+const OF_LATE: Duration = Duration::from_secs(300);
 
 /// What a node is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -43,6 +48,8 @@ struct Shared {
 struct Known {
     role: Role,
     at: Option<Instant>,
+    /// When it last said that it is a standby.
+    stood_by: Option<Instant>,
     /// It has answered a call with a redirect, and none with an answer since.
     redirects: bool,
 }
@@ -106,11 +113,23 @@ impl RoleCell {
         let was = known.role;
         known.role = role;
         known.at = Some(Instant::now());
+        known.hear(role);
         if was == role {
             return None;
         }
         known.redirects = false;
         Some(was)
+    }
+
+    /// Takes in what it says to somebody else than its prober.
+    pub fn hear(&self, role: Role) {
+        self.lock().hear(role);
+    }
+
+    /// Whether it has said within five minutes that it is a standby. An address that says so
+    /// and is active too may be a load balancer's, with many nodes behind it.
+    pub fn stood_by_of_late(&self) -> bool {
+        self.lock().stood_by.is_some_and(|at| at.elapsed() < OF_LATE)
     }
 
     /// When the role was last told. Of two nodes that say that they are active, the later
@@ -150,6 +169,16 @@ impl RoleCell {
 
     fn lock(&self) -> MutexGuard<'_, Known> {
         self.0.known.lock().expect("no code panics while it holds this lock")
+    }
+}
+
+// === impl Known ===
+
+impl Known {
+    fn hear(&mut self, role: Role) {
+        if matches!(role, Role::Standby | Role::PerformanceStandby) {
+            self.stood_by = Some(Instant::now());
+        }
     }
 }
 

@@ -44,6 +44,8 @@ pub struct Roles {
     pub active: AddressSet,
     /// Those that are known to be standbys.
     pub standby: AddressSet,
+    /// Those that have said of late that they are standbys, whatever they say now.
+    pub stood_by: AddressSet,
     /// Those that are sure to hand a request on to the active node when they are asked to.
     pub hands_on: AddressSet,
 }
@@ -86,6 +88,9 @@ where
                 }
                 _ => {}
             }
+            if role.stood_by_of_late() {
+                roles.stood_by = roles.stood_by.with(*index);
+            }
             if hands_on.is_certain() {
                 roles.hands_on = roles.hands_on.with(*index);
             }
@@ -98,7 +103,9 @@ where
         let asked = roster.get(index).map(|e| (e.transport.clone(), e.address.role.clone()));
         async move {
             let Some((transport, role)) = asked else { return false };
-            let is_active = probe::role_of(transport, within).await == Role::Active;
+            let says = probe::role_of(transport, within).await;
+            role.hear(says);
+            let is_active = says == Role::Active;
             if !is_active {
                 role.doubt();
             }

@@ -13,11 +13,18 @@
 //!   repeat its word; an active node that had stepped down before it answered no longer says
 //!   so.
 //!
+//! Where only one address is configured, it may be a load balancer's, and who says that it is
+//! active another one than who answered. So it must say so several times over, must not have
+//! said of late that it is a standby, and must repeat its answer. While that is not so, it is
+//! asked as often as there are nodes in a usual cluster, since one of them may know better.
+//!
 //! In neither case may another node say that it is active. A leader that was frozen takes
 //! itself for the active node for a moment after it thaws, and knows nothing of what its
 //! successor did.
 
 use std::time::Duration;
+
+use futures_util::future::join_all;
 
 use super::progress::Progress;
 use crate::cluster::error::{AttemptError, CallErrorKind, Fault, Word};
@@ -26,6 +33,12 @@ use crate::cluster::pool::Outlook;
 
 /// How long a node may take to say that it is still the active one.
 const CONFIRMATION: Duration = Duration::from_millis(500);
+
+/// How often a sole address is asked for that in the same moment, over as many connections.
+const SOLE_CONFIRMATIONS: usize = 4;
+
+/// How often a sole address must say what may be stale before the call is given up.
+const SOLE_ANSWERS: usize = 3;
 
 /// The last that each address said to a call.
 #[derive(Default)]
@@ -112,11 +125,14 @@ pub(super) async fn by_the_active(
     // than who answered. By the second answer a standby has caught up.
     let is_enough =
         words.by_claimant.contains(index) && (!is_sole || words.repeated.contains(index));
-    if outlook.roles().hands_on.contains(index) || !is_enough {
+    let is_one_node = |index| !is_sole || !outlook.roles().stood_by.contains(index);
+    if outlook.roles().hands_on.contains(index) || !is_enough || !is_one_node(index) {
         return None;
     }
     let within = CONFIRMATION.min(call.deadline.remaining());
-    let is_certain = outlook.is_active_now(index, within).await && is_alone(index);
+    let times = if is_sole { SOLE_CONFIRMATIONS } else { 1 };
+    let says_so = join_all((0..times).map(|_| outlook.is_active_now(index, within))).await;
+    let is_certain = !says_so.contains(&false) && is_alone(index) && is_one_node(index);
     is_certain.then(|| progress.take_stale_answer(index)).flatten().map(CallErrorKind::Agreed)
 }
 
@@ -135,7 +151,8 @@ pub(super) fn settled(outlook: &dyn Outlook, progress: &mut Progress) -> Option<
         return is_enough.then_some(CallErrorKind::TokenRefused);
     }
     let is_hopeless = !is_untried_left && words.later.is_empty();
-    if words.stale.is_empty() || words.stale != words.repeated || !is_hopeless {
+    let is_enough = outlook.all().len() > 1 || progress.stale_answers() >= SOLE_ANSWERS;
+    if words.stale.is_empty() || words.stale != words.repeated || !is_enough || !is_hopeless {
         return None;
     }
     let unasked = outlook.left_out().into_iter();
@@ -207,6 +224,10 @@ impl Progress {
             }
         }
         indices
+    }
+
+    fn stale_answers(&self) -> usize {
+        self.failed.iter().filter(|a| matches!(a.fault, Fault::Stale { .. })).count()
     }
 
     /// The last answer of `index` that may be stale, to be handed on.

@@ -171,8 +171,48 @@ async fn a_sole_address_that_knows_no_index_must_repeat_what_it_says() {
         scripted.is(0, role);
         let began = Instant::now();
         assert_eq!(is_final(scripted.stack.call(call()).await), expected, "{role}");
-        assert_eq!(scripted.asked().len(), 2);
+        assert_eq!(scripted.asked().len(), if expected { 2 } else { 3 });
         assert!(began.elapsed() >= ms(150) && began.elapsed() < ms(500));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn behind_a_load_balancer_one_node_does_not_vouch_for_anothers_answer() {
+    // Whoever is asked first says that it is active; the answers are a standby's.
+    for others in [Role::Standby, Role::Unknown] {
+        let scripted = Scripted::new(1, |_, _| STALE);
+        scripted.is(0, Role::Active);
+        scripted.say_in_turn(0, &[Role::Active, Role::Active, others]);
+        assert!(!is_final(scripted.stack.call(call()).await), "{others}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sole_address_that_was_a_standbys_of_late_makes_nothing_final() {
+    let scripted = Scripted::new(1, |_, _| STALE);
+    scripted.is(0, Role::Standby);
+    scripted.is(0, Role::Active);
+    assert!(!is_final(scripted.stack.call(call()).await));
+    // What a caller has heard counts like what a probe has.
+    tokio::time::advance(Duration::from_secs(300)).await;
+    scripted.says_now(0, Role::Standby);
+    assert!(!is_final(scripted.stack.call(call()).await));
+    scripted.says_now(0, Role::Active);
+    assert!(!is_final(scripted.stack.call(call()).await));
+    tokio::time::advance(Duration::from_secs(300)).await;
+    assert!(is_final(scripted.stack.call(call()).await));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sole_address_is_asked_until_each_of_three_nodes_may_have_answered() {
+    for role in [Role::Unknown, Role::Standby] {
+        let mut scripted =
+            Scripted::new(1, |_, number| if number == 3 { Does::Answers } else { STALE });
+        scripted.is(0, role);
+        let began = Instant::now();
+        scripted.stack.call(call()).await.unwrap();
+        assert_eq!(scripted.asked().len(), 3);
+        assert!(began.elapsed() < ms(500), "{:?}", began.elapsed());
     }
 }
 
