@@ -143,7 +143,13 @@ impl Wrapped {
         if kept.owner != owner {
             let next = Kept { owner, ..kept.clone() };
             let written = async {
-                let place = self.keep.prepare(self.keep.lock().await?).await?;
+                let lock = self.keep.lock().await?;
+                // Another process may have kept a newer one since we looked.
+                let there = self.keep.read().await?;
+                if there.is_some_and(|there| there.came_from != next.came_from) {
+                    return Ok(());
+                }
+                let place = self.keep.prepare(lock).await?;
                 place.keep(&next).await.map_err(|error| self.keep.failed(&error))
             };
             if let Err(error) = written.await {
@@ -374,3 +380,6 @@ struct UnwrappedData {
     #[serde(default, rename = "secret_id_ttl")]
     ttl: u64,
 }
+
+#[cfg(test)]
+mod tests;
