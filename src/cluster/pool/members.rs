@@ -70,6 +70,16 @@ struct Book<S> {
     waiting: usize,
 }
 
+/// What becomes of one URL.
+struct Change {
+    /// So many addresses it stands for now.
+    of: usize,
+    /// So many of them have no number yet.
+    without: usize,
+    /// So many it stood for, and does no longer.
+    leaving: usize,
+}
+
 struct Gone<S> {
     endpoint: Endpoint<S>,
     at: Instant,
@@ -140,7 +150,8 @@ impl<S: Clone> Members<S> {
     /// A cluster has 64 addresses at most. Where its names have more, each name keeps its
     /// first ones, and the others have no place. Where only numbers are wanting, because too
     /// many addresses came and went of late, addresses that the URL stood for until now go on
-    /// in the place of the new ones; then the answer is when to set them again.
+    /// in the place of the new ones, or half of them where no number would come free
+    /// otherwise; then the answer is when to set them again.
     pub fn set(
         &self,
         url: usize,
@@ -159,7 +170,7 @@ impl<S: Clone> Members<S> {
         let (wanted, homeless) = chosen(&book.sites);
         let is_wanted = |e: &Endpoint<S>| wanted.iter().any(|site| e.address.is_at(site));
         let mut endpoints: Vec<Endpoint<S>> = Vec::with_capacity(wanted.len());
-        let mut waiting = 0;
+        let (mut waiting, mut retired) = (0, 0);
         for of_one_url in wanted.chunk_by(|a, b| a.configured == b.configured) {
             let mut without = 0;
             for site in of_one_url {
@@ -176,7 +187,11 @@ impl<S: Clone> Members<S> {
             }
             let configured = &of_one_url[0].configured;
             let leaving = old.iter().filter(|e| e.address.configured == *configured);
-            endpoints.extend(leaving.filter(|e| !is_wanted(e)).take(without).cloned());
+            let leaving: Vec<_> = leaving.filter(|e| !is_wanted(e)).collect();
+            let change = Change { of: of_one_url.len(), without, leaving: leaving.len() };
+            let staying = change.staying(book.gone.len() + retired);
+            retired += leaving.len() - staying;
+            endpoints.extend(leaving.into_iter().take(staying).cloned());
             waiting += without;
         }
         let new = Roster(endpoints);
@@ -253,6 +268,24 @@ fn chosen(sites: &[Vec<Site>]) -> (Vec<Site>, usize) {
     ranked.truncate(MAX_ADDRESSES);
     ranked.sort_by_key(|(rank, url, _)| (*url, *rank));
     (ranked.into_iter().map(|(_, _, site)| site.clone()).collect(), homeless)
+}
+
+// === impl Change ===
+
+impl Change {
+    /// How many of those that leave go on in the place of those that have no number, when
+    /// `free_soon` numbers come free anyway. All, if that is enough for half of the URL's
+    /// addresses; otherwise no more than make up half of them, and never all of a roster
+    /// that is full, or no address would ever take the place of another.
+    fn staying(&self, free_soon: usize) -> usize {
+        let at_most = self.without.min(self.leaving);
+        let half = self.of.div_ceil(2);
+        let placed = self.of - self.without;
+        let free_soon = free_soon + (self.leaving - at_most);
+        let wanting = self.without.min(half).saturating_sub(free_soon);
+        let staying = at_most.saturating_sub(wanting).max(half.saturating_sub(placed)).min(at_most);
+        if free_soon == 0 && staying == self.leaving { staying.saturating_sub(1) } else { staying }
+    }
 }
 
 // === impl Changes ===

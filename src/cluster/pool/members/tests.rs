@@ -125,6 +125,31 @@ async fn addresses_that_change_faster_than_numbers_are_free_leave_the_last_good_
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_name_that_has_every_number_takes_replacements_for_all_of_its_addresses() {
+    // All 64, or nearly all, or one beside 63 of another name.
+    for (count, others) in [(64, 0), (60, 0), (33, 31), (1, 63)] {
+        let members = Members::new(cluster(), 2);
+        members.set(1, sites("b", 0..others), make);
+        members.set(0, sites("a", 0..count), make);
+        let new = || sites("a", 100..100 + count);
+        let is_new = |members: &Members<()>| {
+            let is_new = |e: &&Endpoint<()>| new().iter().any(|site| e.address.is_at(site));
+            members.roster().iter().filter(is_new).count()
+        };
+        let mut rounds = 0;
+        while let Some(at) = members.set(0, new(), make) {
+            rounds += 1;
+            assert!(rounds <= 3, "{count} of {} after {rounds} rounds", is_new(&members));
+            let roster = members.roster().len() - usize::from(others);
+            assert!(roster >= usize::from(count / 2), "{roster} of {count} serve on");
+            tokio::time::sleep_until(at).await;
+        }
+        assert_eq!(is_new(&members), usize::from(count));
+        assert_eq!(members.roster().len(), usize::from(count + others));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_two_urls_stand_for_is_one_address() {
     let members = Members::new(cluster(), 2);
     members.set(0, sites("a", [1, 2]), make);
