@@ -26,7 +26,7 @@ use self::publish::Origin;
 use self::rehearse::Rehearsals;
 use super::board::Publisher;
 use super::cache::{BelongsTo, TokenCache};
-use super::lease::{self, Grant, Lease};
+use super::lease::{self, Grant};
 use super::{Current, Report};
 use crate::clock::{Deadline, Jitter};
 use crate::cluster::auth::{AuthError, Begin, Fingerprint, Method, Source, fingerprint};
@@ -62,8 +62,8 @@ pub(super) struct Keeper {
     /// What Vault calls the role that logged in.
     role: Option<String>,
     rehearsals: Rehearsals,
-    /// The lease of a token that an earlier process left, until Vault has accepted it.
-    recalled: Option<Lease>,
+    /// The token is one that an earlier process left, and Vault has not accepted it yet.
+    is_recalled: bool,
     serial: u64,
     last_login: Option<Instant>,
     last_lookup: Option<Instant>,
@@ -107,7 +107,7 @@ impl Keeper {
             lease: None,
             role: None,
             rehearsals: Rehearsals::default(),
-            recalled: None,
+            is_recalled: false,
             serial: 0,
             last_login: None,
             last_lookup: None,

@@ -78,6 +78,12 @@ impl KnownLease {
         self.lease.ttl.map(|ttl| ttl.saturating_sub(self.learnt.elapsed()))
     }
 
+    /// The lease that is left of it; `None` when its time is up.
+    pub(super) fn rest(self) -> Option<Lease> {
+        let ttl = self.left();
+        (ttl != Some(Duration::ZERO)).then_some(Lease { ttl, ..self.lease })
+    }
+
     /// Plans another renewal after one that failed; answers how much time is left.
     pub(super) fn renewal_failed(&mut self, jitter: &Jitter) -> Duration {
         let left = self.left().unwrap_or_default();

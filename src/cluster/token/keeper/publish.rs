@@ -36,7 +36,7 @@ impl Keeper {
         let issued = (origin == Origin::Login).then(Instant::now);
         let is_new = self.replace(token, issued);
         self.told = None;
-        self.recalled = None;
+        self.is_recalled = false;
         // Before the word that it is proven: whoever waits for that reads the ttl next.
         match lease {
             Some(lease) => self.learn_lease(lease, false),

@@ -6,6 +6,7 @@ use tracing::{info, warn};
 
 use super::Keeper;
 use super::look::Checked;
+use super::plan::KnownLease;
 use super::publish::Origin;
 use crate::cluster::auth::AuthError;
 use crate::cluster::token::cache::BelongsTo;
@@ -36,7 +37,7 @@ impl Keeper {
             Ok(Some(cached)) => {
                 self.offer_unproven(cached.token);
                 self.learn_lease(cached.lease, false);
-                self.recalled = Some(cached.lease);
+                self.is_recalled = true;
                 self.owner = Some(owner);
             }
             Ok(None) => {}
@@ -49,15 +50,24 @@ impl Keeper {
 
     /// Has Vault look at the cached token. `None` when there is none, or it is of no use.
     pub(super) async fn take_recalled(&mut self) -> Option<Result<(), AuthError>> {
-        let lease = self.recalled?;
+        if !self.is_recalled {
+            return None;
+        }
         let Some(held) = self.held() else {
-            self.recalled = None; // callers found it dead
+            self.is_recalled = false; // callers found it dead
             return None;
         };
+        if self.lease.is_some_and(|known| known.rest().is_none()) {
+            return self.outlived_recalled().await;
+        }
         let token = (*held.value).clone();
         match self.look_up(&Arc::clone(&held.value)).await {
             Checked::Lives(lease) => self.accept(token, Some(lease), Origin::Recalled),
-            Checked::LivesUnseen => self.accept(token, Some(lease), Origin::Recalled),
+            // The answer may have come late, and says nothing of how long the token lives.
+            Checked::LivesUnseen => match self.lease.and_then(KnownLease::rest) {
+                Some(rest) => self.accept(token, Some(rest), Origin::Recalled),
+                None => return self.outlived_recalled().await,
+            },
             // A login is the better question then; until it succeeds this one may serve.
             Checked::Odd(_) => return None,
             Checked::Unanswered(error) => return Some(Err(AuthError::Unreachable(error))),
@@ -66,14 +76,29 @@ impl Keeper {
                     cluster = %self.link.name(),
                     "Vault does not accept the token of an earlier run; a login follows."
                 );
-                self.recalled = None;
-                self.drop_token();
-                self.forget_cached().await;
+                self.give_up_recalled().await;
                 return None;
             }
         }
         self.keep_cached().await;
         Some(Ok(()))
+    }
+
+    /// Its time is up, by what was known of it: whatever Vault says or does not say now, a
+    /// login is the better question.
+    async fn outlived_recalled(&mut self) -> Option<Result<(), AuthError>> {
+        info!(
+            cluster = %self.link.name(),
+            "The time of the token of an earlier run is up; a login follows."
+        );
+        self.give_up_recalled().await;
+        None
+    }
+
+    async fn give_up_recalled(&mut self) {
+        self.is_recalled = false;
+        self.drop_token();
+        self.forget_cached().await;
     }
 
     /// Whose token a login brings now, for the cache, if there is one and anybody can tell.

@@ -68,7 +68,7 @@ impl Keeper {
     /// When the token that is held is worth another renewal, if it is. Never before Vault
     /// has accepted it.
     pub(super) fn next_renewal(&self) -> Option<Instant> {
-        let is_in_use = self.recalled.is_none() && self.held().is_some();
+        let is_in_use = !self.is_recalled && self.held().is_some();
         let pause = self.lease.filter(|_| is_in_use)?.renewal_pause()?;
         Some(Instant::now() + self.jitter.around(pause))
     }

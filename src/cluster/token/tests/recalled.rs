@@ -1,7 +1,10 @@
 //! The token that an earlier process left in `tokenCache`.
 
 use super::*;
-use crate::cluster::testing::{BARE_403, Scripted, cluster_of};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::clock::Deadline;
+use crate::cluster::testing::{BARE_403, POLICY_403, Scripted, cluster_of};
 use crate::config::settings::{ClusterSettings, SecretSource};
 
 struct Cache {
@@ -143,4 +146,42 @@ async fn the_token_of_another_role_id_in_the_same_file_is_not_used() {
     cluster.ready(soon()).await.unwrap();
     assert_eq!(scripted.count(Verb::Login), 1);
     assert_eq!(scripted.seen()[0].verb, Verb::Login, "the old role's token was shown");
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_an_outage_a_token_that_may_not_look_at_itself_ends_when_it_was_to_end() {
+    for (outage, is_over) in [(3_000, false), (3_700, true)] {
+        let cache = Cache::filled().await;
+        let (vault, is_back) = (Arc::clone(&cache.vault), Arc::new(AtomicBool::new(false)));
+        let answers = Arc::clone(&is_back);
+        let settings = Arc::new(cache.settings());
+        let (cluster, scripted) = cluster_of(settings, move |seen| match seen.verb {
+            _ if !answers.load(Ordering::Relaxed) => Reply::Unreachable,
+            Verb::LookupSelf => Reply::Http(403, POLICY_403.to_owned()),
+            _ => vault.answer(seen, 3_600, true),
+        });
+        pass(outage).await;
+        let before = scripted.count(Verb::Login);
+        is_back.store(true, Ordering::Relaxed);
+        cluster.ready(Deadline::after(Duration::from_secs(60))).await.unwrap();
+        assert_eq!(scripted.count(Verb::Login) > before, is_over);
+        let longest = Duration::from_secs(if is_over { 3_600 } else { 3_600 - outage });
+        let left = cluster.token_state().remaining().unwrap();
+        assert!(left <= longest && left + Duration::from_secs(60) > longest, "{left:?}");
+
+        // Nor does the next process take it for younger.
+        let file = cache.settings().token_cache.unwrap();
+        let is_kept = || {
+            let kept: serde_json::Value = serde_json::from_slice(&std::fs::read(&file)?)?;
+            let expires = kept["expires"].as_i64().unwrap();
+            std::io::Result::Ok(expires <= crate::clock::node_time().plus(longest).0)
+        };
+        for _ in 0..1_000 {
+            if is_kept().is_ok_and(|is_kept| is_kept) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(is_kept().unwrap());
+    }
 }
