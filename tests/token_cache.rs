@@ -1,19 +1,91 @@
-//! `tokenCache`: the quorum is lost, nobody can log in, the daemon is restarted, and calls
-//! go on. Three nodes, of which two are killed.
+//! Tokens while nobody leads: the quorum is lost, nobody can log in or renew a token, and
+//! calls go on, over a restart of the daemon with `tokenCache` too. Three nodes for the whole
+//! file, one test at a time, since each does away with two of them.
 
 use std::time::Duration;
 
-use lab::{Cluster, Daemon, Node, eventually};
+use lab::{Callers, Cluster, Daemon, Node, eventually, policy_for};
 use serde_json::json;
+use tokio::sync::{Mutex, MutexGuard, OnceCell};
+use tokio::time::Instant;
 
 const DAEMON: &str = env!("CARGO_BIN_EXE_vault-kms-proxy");
 const PATIENCE: Duration = Duration::from_secs(30);
 const DEK: [u8; 32] = [7; 32];
+const LOGIN: &str = "auth/approle/login";
+const RENEW: &str = "auth/token/renew-self";
+const ATTEMPTS: &str = "vault_kms_proxy_attempt_duration_seconds_count";
+
+static NODES: OnceCell<Cluster> = OnceCell::const_new();
+static TURN: Mutex<()> = Mutex::const_new(());
+
+async fn nodes() -> lab::Result<(&'static Cluster, MutexGuard<'static, ()>)> {
+    let turn = TURN.lock().await;
+    let cluster = NODES.get_or_try_init(start_nodes).await?;
+    cluster.heal().await?;
+    Ok((cluster, turn))
+}
+
+async fn start_nodes() -> lab::Result<Cluster> {
+    let cluster = Cluster::start().await?;
+    cluster.create_keys(&["kube"]).await?;
+    Ok(cluster)
+}
+
+#[tokio::test]
+async fn a_token_whose_renewal_finds_no_leader_is_kept_and_renewed_after_the_election()
+-> lab::Result {
+    const TTL: Duration = Duration::from_secs(36);
+    let (cluster, _turn) = nodes().await?;
+    let admin = cluster.admin();
+    admin.write_policy("short", &policy_for(&["kube"])).await?;
+    let options =
+        json!({ "token_policies": ["short"], "token_ttl": "36s", "token_max_ttl": "24h" });
+    let role = admin.create_approle("short", options).await?;
+    let config = cluster.config(&["kube"]).await?.without("secretIDFile");
+    let config = config.with("roleID", role.role_id).with("secretID", role.secret_id);
+    let logins = cluster.count_requests(LOGIN);
+
+    let began = Instant::now();
+    let daemon = Daemon::start(DAEMON, &config).await?;
+    daemon.wait_ready(PATIENCE).await?;
+    let callers = Callers::start(&daemon.kms(), 2, &[]);
+    // The renewal comes after two thirds of the ttl, a tenth sooner or later.
+    while began.elapsed() < TTL / 2 {
+        callers.more(20, PATIENCE).await?;
+    }
+    let leader = cluster.leader().await?;
+    let mut standbys = cluster.nodes().iter().filter(|node| node.name() != leader.name());
+    let standby = standbys.next().expect("there are three nodes");
+    assert_eq!(cluster.count_requests(RENEW), 0, "too late");
+    leader.stop()?;
+    standby.stop()?;
+
+    // Two of three hang, so that nobody is elected until the renewal was under way.
+    eventually("a renewal has found nobody who leads", PATIENCE, || async {
+        let attempts = daemon.metric(ATTEMPTS, "verb=\"renew_self\"").await?;
+        Ok((attempts > 0.0).then_some(()))
+    })
+    .await?;
+    assert!(began.elapsed() < TTL, "the token has ended before anybody could renew it");
+    standby.cont()?;
+    // Past the end that the token would have had.
+    while began.elapsed() < TTL + Duration::from_secs(4) {
+        callers.more(20, PATIENCE).await?;
+    }
+    let seen = callers.finish().await;
+    assert!(seen.failures.is_empty(), "{}", seen.failures_told());
+    let (renewals, logins) =
+        (cluster.count_requests(RENEW), cluster.count_requests(LOGIN) - logins);
+    println!("{} calls, {renewals} renewals, {logins} logins", seen.good);
+    assert!(renewals > 0 && (1..=2).contains(&logins), "{renewals}, {logins}");
+    assert_eq!(daemon.stop().await?, 0);
+    cluster.heal().await
+}
 
 #[tokio::test]
 async fn a_restart_while_the_quorum_is_lost_goes_on_with_the_token_that_was_kept() -> lab::Result {
-    let cluster = Cluster::start().await?;
-    cluster.create_keys(&["kube"]).await?;
+    let (cluster, _turn) = nodes().await?;
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("token");
     let without = cluster.config(&["kube"]).await?;
@@ -63,7 +135,7 @@ async fn a_restart_while_the_quorum_is_lost_goes_on_with_the_token_that_was_kept
 
     // With the quorum back, a token that was revoked meanwhile is replaced by a login.
     cluster.heal().await?;
-    cluster.admin().revoke_prefix("auth/approle/login").await?;
+    cluster.admin().revoke_prefix(LOGIN).await?;
     let daemon = Daemon::start(DAEMON, &config).await?;
     daemon.wait_ready(PATIENCE).await?;
     assert_eq!(daemon.kms().v1().decrypt(&v1).await?, DEK);
