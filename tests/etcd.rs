@@ -77,6 +77,45 @@ async fn etcd_is_read_in_pages_of_one_revision_until_that_is_compacted() -> lab:
     Ok(())
 }
 
+#[tokio::test]
+async fn members_of_two_clusters_are_not_taken_for_one() -> lab::Result {
+    let (one, other) = (Server::start().await?, Server::start().await?);
+    for server in [&one, &other] {
+        server.client().put_all(&[("/registry/secrets/a/b".into(), b"k8s".to_vec())]).await?;
+    }
+    let both = [one.endpoint(), other.endpoint()];
+    let away = format!("http://127.0.0.1:{}", lab::free_port()?);
+    let plain = |endpoints: &[&str]| EtcdSettings {
+        endpoints: endpoints.iter().map(|url| url.parse().unwrap()).collect(),
+        tls: TlsSettings::default(),
+        timeout: Duration::from_secs(10),
+    };
+    let mut etcd = Etcd::try_new(&plain(&[both[0], &away]))?;
+    etcd.check_members(b"/registry/").await?;
+    let mut etcd = Etcd::try_new(&plain(&both))?;
+    let error = etcd.check_members(b"/registry/").await.unwrap_err().to_string();
+    let said = format!("{} belongs to another etcd cluster than {}", name(both[1]), name(both[0]));
+    assert!(error.starts_with(&said), "{error}");
+
+    // Nor when the first one ends while it is read.
+    let mut etcd = Etcd::try_new(&plain(&both))?;
+    assert_eq!(etcd.range(page(None, 10, None)).await?.count, 1);
+    one.kill();
+    match etcd.range(page(None, 10, None)).await {
+        Err(EtcdError::TwoClusters { .. }) => {}
+        other => panic!("{other:?}"),
+    }
+
+    let options = ["--endpoints", &both.join(","), "--require-none-on=kube"];
+    let output = Command::new(DAEMON).arg("census").args(options).output().await?;
+    assert_eq!(output.status.code(), Some(2), "one is away: {output:?}");
+    Ok(())
+}
+
+fn name(endpoint: &str) -> &str {
+    endpoint.trim_end_matches('/')
+}
+
 async fn said(settings: EtcdSettings) -> lab::Result<String> {
     let mut etcd = Etcd::try_new(&settings)?;
     let error = etcd.range(page(None, 1, None)).await.map(|page| page.count).unwrap_err();
@@ -133,8 +172,18 @@ async fn run(server: &Server, what: &str, arguments: &[&str]) -> lab::Result<(i3
     Ok((child.wait().await?.code().unwrap_or(-1), text, peak))
 }
 
+/// With a configuration of these keys, of which the first encrypts.
 async fn census(server: &Server, arguments: &[&str]) -> lab::Result<(i32, String, u64)> {
-    run(server, "census", arguments).await
+    let file = server.folder().join("vault-plugin.yaml");
+    let token = server.folder().join("token");
+    let text = format!(
+        "addr: https://127.0.0.1:1\nauth: {{ tokenFile: {} }}\n\
+         keyNames: [kube-2026, kube-2025, kube-2030, {{ name: again, transitKey: kube-2025 }}]\n",
+        token.display()
+    );
+    std::fs::write(&file, text)?;
+    let file = file.display().to_string();
+    run(server, "census", &[&["--config", &file], arguments].concat()).await
 }
 
 #[tokio::test]
@@ -170,6 +219,17 @@ async fn census_counts_5000_objects_and_says_whether_a_key_is_still_needed() -> 
     assert_eq!(census(&server, &["--resource=pods", gate]).await?.0, 0);
     let (code, text, _) = census(&server, &["--resource=pods,secret", gate]).await?;
     assert!(code == 2 && text.contains("no object of secret is stored"), "{code}: {text}");
+    let spelt_wrong = "--require-none-on=kube-2052";
+    let (code, text, _) = census(&server, &[spelt_wrong]).await?;
+    assert!(code == 2 && text.contains("is it spelt right?"), "{code}: {text}");
+    let (code, text, _) = run(&server, "census", &[spelt_wrong]).await?;
+    assert!(code == 2 && text.contains("with --config"), "{code}: {text}");
+    let (code, text, _) = census(&server, &["--require-none-on=again"]).await?;
+    assert!(code == 2 && text.contains("2,500 on another name of what may be"), "{code}: {text}");
+    let empty = ["--resource=pods", "--require-none-on=kube-2026"];
+    let (code, text, _) = census(&server, &empty).await?;
+    assert!(code == 2 && text.contains("the next object is on it"), "{code}: {text}");
+    assert_eq!(census(&server, &["--require-none-on=k8s:enc:kms:v3"]).await?.0, 64);
     let (code, text, _) = census(&server, &["--prefix=/other", gate]).await?;
     assert!(code == 2 && text.contains("is that kube-apiserver's --etcd-prefix?"), "{text}");
 

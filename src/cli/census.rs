@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::etcd::EtcdArgs;
 use super::{EXIT_USAGE, complain, environment, fail, install_crypto_provider, runtime, say};
-use crate::config::load::{self, FileForm, Flags, Loaded, Sources};
+use crate::config::load::{self, FileForm, Flags, Sources};
 use crate::etcd::Etcd;
 
 mod gate;
@@ -35,8 +35,9 @@ const EXIT_LEFT: u8 = 2;
 /// Reads every object once, at one revision of etcd, a page at a time, and writes nothing. A
 /// key is no longer needed when nothing is stored under it: before min_decryption_version is
 /// raised, before old versions are trimmed, before a key is removed, ask with
-/// --require-none-on. What cannot be read, or names no key, counts as needing it. Backups are
-/// not counted. With a configuration, the last lines say at which step of a move one is.
+/// --require-none-on. What cannot be read, or names no key, counts as needing it, and so does
+/// everything where no configuration knows the key. Backups are not counted. With a
+/// configuration, the last lines say at which step of a move one is.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "Examples:\n  \
     vault-kms-proxy census\n  \
@@ -158,9 +159,11 @@ impl Census {
             form: FileForm::Ours,
         };
         match load::load(&sources) {
-            Ok(loaded) => Ok(Some(configured(&file, &loaded))),
+            Ok(loaded) => Ok(Some(Configured::of(&file, &loaded.settings))),
             Err(problems) if self.config.is_none() => {
-                complain(format_args!("warning: it is not told what comes next, for\n{problems}"));
+                complain(format_args!(
+                    "warning: there is no configuration to go by, for\n{problems}"
+                ));
                 Ok(None)
             }
             Err(problems) => Err(problems.to_string()),
@@ -174,6 +177,7 @@ impl Census {
         if let Ok(style) = ProgressStyle::with_template(style) {
             progress.set_style(style);
         }
+        etcd.check_members(plan.root.as_bytes()).await?;
         let swept = sweep::sweep(&mut etcd, plan, &progress).await;
         progress.finish_and_clear();
         swept
@@ -185,9 +189,7 @@ impl Census {
         plan: &Plan,
         configured: Option<&Configured>,
     ) -> Report<'a> {
-        let known: Option<Vec<String>> =
-            configured.map(|c| c.keks.iter().chain(&c.retired).cloned().collect());
-        let verdict = |old: &Old| Verdict::of(old, &sweep.tally, known.as_deref());
+        let verdict = |old: &Old| Verdict::of(old, &sweep.tally, configured);
         let verdicts: Vec<Verdict> = self.require_none_on.iter().map(verdict).collect();
         let met = verdicts.iter().filter(|verdict| verdict.is_met());
         let met: Vec<&str> = met
@@ -229,14 +231,5 @@ impl Census {
         };
         let missing = self.resource.iter().filter(is_missing);
         missing.map(|name| format!("no object of {name} is stored: is it spelt right?")).collect()
-    }
-}
-
-fn configured(file: &Path, loaded: &Loaded) -> Configured {
-    let keks = &loaded.settings.keyring.keks;
-    Configured {
-        file: file.display().to_string(),
-        keks: keks.iter().map(|kek| kek.name.to_string()).collect(),
-        retired: loaded.settings.reload.retired.iter().map(ToString::to_string).collect(),
     }
 }

@@ -32,6 +32,8 @@ pub struct Etcd {
     members: Vec<Member>,
     /// The one that answered last.
     current: usize,
+    /// The number of the etcd cluster that has answered, and the member that did.
+    cluster: Option<(u64, String)>,
     timeout: Duration,
 }
 
@@ -63,7 +65,7 @@ impl Etcd {
         let named = settings.tls.client.is_some();
         let members = settings.endpoints.iter().map(|uri| Member::new(uri, &http, named));
         let members = members.collect();
-        Ok(Self { members, current: 0, timeout: settings.timeout })
+        Ok(Self { members, current: 0, cluster: None, timeout: settings.timeout })
     }
 
     /// Reads a range. When a member does not answer, the next one is asked, and all of them
@@ -96,6 +98,39 @@ impl Etcd {
         Ok(Page::from(self.ask(request).await?).entries.pop())
     }
 
+    /// Asks every member once, so that two etcd clusters are not taken for one: of the second
+    /// nothing would be read. A member that does not answer is passed over. `prefix` is what
+    /// may be read.
+    ///
+    /// # Errors
+    /// When two members belong to different clusters.
+    pub async fn check_members(&mut self, prefix: &[u8]) -> Result<(), EtcdError> {
+        for index in 0..self.members.len() {
+            // It is about what comes with the answer; nobody has a key that is called so.
+            let request = RangeRequest { key: prefix.to_vec(), limit: 1, ..Default::default() };
+            let member = &mut self.members[index];
+            if let Ok(answer) = member.ask(request, self.timeout).await {
+                let name = member.name.clone();
+                self.check_cluster(name, &answer)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What speaks for etcd without being it may give no number, and then it is not looked at.
+    fn check_cluster(&mut self, member: String, answer: &RangeResponse) -> Result<(), EtcdError> {
+        let id = answer.header.map_or(0, |header| header.cluster_id);
+        match &self.cluster {
+            _ if id == 0 => Ok(()),
+            Some((known, _)) if *known == id => Ok(()),
+            Some((_, other)) => Err(EtcdError::TwoClusters { member, other: other.clone() }),
+            None => {
+                self.cluster = Some((id, member));
+                Ok(())
+            }
+        }
+    }
+
     async fn ask(&mut self, request: RangeRequest) -> Result<RangeResponse, EtcdError> {
         let mut pauses = PAUSES.iter();
         loop {
@@ -105,6 +140,8 @@ impl Etcd {
                 let member = &mut self.members[index];
                 match member.ask(request.clone(), self.timeout).await {
                     Ok(answer) => {
+                        let name = member.name.clone();
+                        self.check_cluster(name, &answer)?;
                         self.current = index;
                         return Ok(answer);
                     }

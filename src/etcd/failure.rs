@@ -33,6 +33,17 @@ pub enum EtcdError {
         /// How many keys were asked for.
         limit: u32,
     },
+    /// They are not members of one etcd.
+    #[error(
+        "{member} belongs to another etcd cluster than {other}; write the members of one, and \
+         read each cluster by itself"
+    )]
+    TwoClusters {
+        /// The URL of one.
+        member: String,
+        /// The URL of one that was asked before.
+        other: String,
+    },
     /// A member refused.
     #[error("{member} refuses: {message}")]
     Refused {

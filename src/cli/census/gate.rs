@@ -5,7 +5,12 @@ use std::str::FromStr;
 
 use indicatif::HumanCount;
 
+use super::steps::Configured;
 use super::tally::{Count, Kek, Kind, Tally};
+
+/// What values begin with that are encrypted, after `k8s:enc:`; a name may follow.
+const FORMS: [&[&str]; 5] =
+    [&["kms", "v1"], &["kms", "v2"], &["aescbc", "v1"], &["aesgcm", "v1"], &["secretbox", "v1"]];
 
 /// What nothing may be left on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,11 +37,18 @@ pub(super) struct Verdict {
     pub(super) on: Count,
     /// Objects that may be: they name no KEK.
     pub(super) maybe: Count,
+    /// Objects on another name of what is, or may be, the same key of Vault.
+    pub(super) shared: Count,
+    /// Objects on names that the configuration does not know: any key of Vault may be behind
+    /// them.
+    pub(super) strangers: Count,
     /// Objects of which nothing is known.
     pub(super) unknown: Count,
     /// Whether the name stands in the configuration, when there is one. A name that nobody
     /// knows is spelt wrong, or it was removed without a trace.
     pub(super) is_configured: Option<bool>,
+    /// Whether it is the first of `keyNames`, so that the next object is on it.
+    pub(super) encrypts: bool,
 }
 
 // === impl Old ===
@@ -54,8 +66,19 @@ impl FromStr for Old {
         if text == "identity" {
             return Ok(Self::Plain);
         }
-        if text.starts_with("k8s:enc:") && text.len() > "k8s:enc:".len() {
-            return Ok(Self::Stored(text.trim_end_matches(':').to_owned()));
+        // What kube-apiserver does not write would be found nowhere.
+        if let Some(form) = text.strip_prefix("k8s:enc:") {
+            let form = form.trim_end_matches(':');
+            let words: Vec<&str> = form.split(':').collect();
+            let fits = |known: &&[&str]| match words.as_slice() {
+                [kind] => *kind == known[0],
+                [kind, version] | [kind, version, _] => [*kind, *version] == **known,
+                _ => false,
+            };
+            return match FORMS.iter().any(fits) {
+                true => Ok(Self::Stored(format!("k8s:enc:{form}"))),
+                false => Err(advice()),
+            };
         }
         let (name, versions) = match text.split_once(':') {
             None => (text, None),
@@ -93,7 +116,8 @@ impl Old {
                 let rest = kind.prefix.strip_prefix(prefix.as_str());
                 rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
             }
-            Self::Plain => kind.is_plain(),
+            // A KEK may be called so.
+            Self::Plain => kind.is_plain() || kind.is_on("identity"),
         }
     }
 
@@ -118,25 +142,50 @@ impl Old {
 // === impl Verdict ===
 
 impl Verdict {
-    /// Looks at everything that was counted; `configured` are the KEKs of the configuration.
-    pub(super) fn of(old: &Old, tally: &Tally, configured: Option<&[String]>) -> Self {
-        let is_configured = match old {
-            Old::Kek { name, .. } => configured.map(|names| names.contains(name)),
-            _ => Some(true),
-        };
-        Self {
-            is_configured,
+    /// Looks at everything that was counted; `configured` is what a configuration says.
+    pub(super) fn of(old: &Old, tally: &Tally, configured: Option<&Configured>) -> Self {
+        let mut verdict = Self {
+            is_configured: Some(true),
+            encrypts: false,
             old: old.clone(),
             on: tally.of(|kind| old.is_at(kind)),
             maybe: tally.of(|kind| old.may_be_at(kind)),
+            shared: Count::default(),
+            strangers: Count::default(),
             unknown: tally.of(|kind| kind.kek == Kek::Unknown && !old.is_at(kind)),
-        }
+        };
+        let Old::Kek { name, versions } = old else { return verdict };
+        verdict.is_configured = configured.map(|configured| configured.knows(name));
+        let Some(configured) = configured else { return verdict };
+        verdict.encrypts = versions.is_none() && configured.keks.first() == Some(name);
+        let others = |wanted: &dyn Fn(&str) -> bool| {
+            tally.of(|kind| match &kind.kek {
+                Kek::Named(other) => {
+                    other != name && old.has_version(kind.version) && wanted(other)
+                }
+                _ => false,
+            })
+        };
+        verdict.shared = others(&|other| configured.is_same(name, other));
+        verdict.strangers = others(&|other| !configured.knows(other));
+        verdict
     }
 
     /// Whether nothing needs it any more.
-    pub(super) const fn is_met(&self) -> bool {
-        let none = self.on.objects == 0 && self.maybe.objects == 0 && self.unknown.objects == 0;
-        none && !matches!(self.is_configured, Some(false))
+    pub(super) fn is_met(&self) -> bool {
+        let none = self.counts().iter().all(|(count, _)| count.objects == 0);
+        none && self.is_configured == Some(true) && !self.encrypts
+    }
+
+    /// What may hold it up, and in which words.
+    const fn counts(&self) -> [(&Count, &'static str); 5] {
+        [
+            (&self.on, "on it"),
+            (&self.maybe, "may be: the value names no key"),
+            (&self.shared, "on another name of what may be the same key of Vault (transitKey)"),
+            (&self.strangers, "may be: the configuration does not know the key that they name"),
+            (&self.unknown, "of an unknown form"),
+        ]
     }
 }
 
@@ -144,22 +193,23 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "none on {}: ", self.old)?;
         if self.is_met() {
-            f.write_str("yes")?;
-            if self.is_configured.is_none() {
-                f.write_str(" (no configuration says whether there is such a key; see --config)")?;
-            }
-            return Ok(());
+            return f.write_str("yes");
         }
         f.write_str("no")?;
-        for (count, what) in [
-            (&self.on, "on it"),
-            (&self.maybe, "may be: the value names no key"),
-            (&self.unknown, "of an unknown form"),
-        ] {
+        for (count, what) in self.counts() {
             if count.objects > 0 {
                 let (objects, examples) = (count.objects, count.examples.join(", "));
                 write!(f, "\n  {} {what}, such as {examples}", HumanCount(objects))?;
             }
+        }
+        if self.encrypts {
+            f.write_str("\n  it is the first of keyNames: the next object is on it")?;
+        }
+        if self.is_configured.is_none() {
+            f.write_str(
+                "\n  no configuration says that there is such a key, and one that is spelt wrong \
+                 is never found: name the configuration with --config",
+            )?;
         }
         if self.is_configured == Some(false) && self.on.objects == 0 {
             f.write_str(
@@ -183,7 +233,18 @@ mod tests {
             tally.add(key.as_bytes(), &v1("vault", cipher), "/registry/");
         }
         tally.add(b"/registry/pods/a/plain", b"k8s\0pod", "/registry/");
-        Verdict::of(&old.parse().unwrap(), &tally, None)
+        Verdict::of(&old.parse().unwrap(), &tally, Some(&configured()))
+    }
+
+    fn configured() -> Configured {
+        let texts = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let twin = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+        Configured {
+            file: "vkp.yaml".into(),
+            keks: texts(&["new", "kube", "again"]),
+            retired: texts(&["gone"]),
+            twins: [twin("kube", "again"), twin("again", "kube")].into(),
+        }
     }
 
     #[test]
@@ -197,11 +258,21 @@ mod tests {
     }
 
     #[test]
+    fn what_no_value_can_begin_with_is_refused_and_not_found_nowhere() {
+        for good in ["kms", "kms:v1", "kms:v2:p", "aescbc:v1:key1", "aesgcm", "secretbox:v1"] {
+            assert!(format!("k8s:enc:{good}").parse::<Old>().is_ok(), "{good}");
+        }
+        for bad in ["", "kmz:v1", "kms:v3", "kms:1:p", "kms:v1:p:x", "aescbc:v2", "identity"] {
+            assert!(format!("k8s:enc:{bad}").parse::<Old>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn only_what_needs_the_old_key_holds_it_up() {
         let counted = ["kube:v1:AA", "kube:v2:AA", "new:v1:AA"];
         let on = |old: &str| verdict(old, &counted).on.objects;
         assert_eq!((on("kube"), on("kube:v1"), on("kube:v1-v2"), on("kube:v3")), (2, 1, 2, 0));
-        assert!(verdict("kube:v3", &counted).is_met() && verdict("kub", &counted).is_met());
+        assert!(verdict("kube:v3", &counted).is_met() && verdict("gone", &counted).is_met());
         assert!(!verdict("kube:v2", &counted).is_met());
         assert_eq!(
             (on("k8s:enc:kms:v1:vault"), on("k8s:enc:kms:v1"), on("k8s:enc:kms:v2")),
@@ -220,14 +291,45 @@ mod tests {
 
     #[test]
     fn a_name_that_no_configuration_knows_is_not_passed() {
-        let (old, configured) = ("kub".parse().unwrap(), ["kube".to_owned()]);
-        let verdict = Verdict::of(&old, &Tally::default(), Some(&configured));
-        assert!(!verdict.is_met() && verdict.to_string().contains("is it spelt right?"));
-        let verdict =
-            Verdict::of(&"kube:v1".parse().unwrap(), &Tally::default(), Some(&configured));
-        assert!(verdict.is_met());
-        let verdict = Verdict::of(&old, &Tally::default(), None);
-        assert!(verdict.is_met() && verdict.to_string().contains("see --config"));
+        for old in ["kub", "kub:v1"] {
+            let verdict = verdict(old, &[]);
+            assert!(!verdict.is_met() && verdict.to_string().contains("is it spelt right?"));
+            let verdict = Verdict::of(&old.parse().unwrap(), &Tally::default(), None);
+            assert!(!verdict.is_met() && verdict.to_string().contains("with --config"));
+        }
+        let prefix = "k8s:enc:kms:v1:vault".parse().unwrap();
+        assert!(Verdict::of(&prefix, &Tally::default(), None).is_met());
+    }
+
+    #[test]
+    fn a_key_of_vaults_with_two_names_is_needed_under_either() {
+        let verdict = verdict("kube", &["again:v2:AA"]);
+        assert_eq!((verdict.on.objects, verdict.shared.objects), (0, 1));
+        assert!(!verdict.is_met() && verdict.to_string().contains("the same key of Vault"));
+        assert!(!self::verdict("kube:v1-v2", &["again:v2:AA"]).is_met());
+        assert!(self::verdict("kube:v1", &["again:v2:AA"]).is_met());
+        assert!(self::verdict("kube", &["new:v2:AA"]).is_met());
+    }
+
+    #[test]
+    fn an_object_on_a_key_that_the_configuration_lost_may_need_any() {
+        let verdict = verdict("kube", &["lost:v2:AA"]);
+        assert_eq!(verdict.strangers.examples, ["/registry/secrets/a/0"]);
+        assert!(!verdict.is_met() && verdict.to_string().contains("does not know the key"));
+        assert!(!self::verdict("kube:v2", &["lost:v2:AA"]).is_met());
+        assert!(self::verdict("kube:v1", &["lost:v2:AA", "gone:v1:AA"]).is_met());
+    }
+
+    #[test]
+    fn the_key_that_encrypts_is_never_without_need() {
+        let verdict = verdict("new", &["kube:v1:AA"]);
+        assert!(!verdict.is_met() && verdict.to_string().contains("the first of keyNames"));
+        assert!(self::verdict("new:v1", &["new:v2:AA"]).is_met());
+    }
+
+    #[test]
+    fn a_key_that_is_called_as_what_is_plain_holds_that_up() {
+        assert_eq!(verdict("identity", &["identity:v1:AA"]).on.objects, 2);
     }
 
     #[test]

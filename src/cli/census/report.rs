@@ -144,8 +144,11 @@ impl Report<'_> {
                     "met": verdict.is_met(),
                     "on": count(&verdict.on),
                     "maybe": count(&verdict.maybe),
+                    "shared": count(&verdict.shared),
+                    "strangers": count(&verdict.strangers),
                     "unknown": count(&verdict.unknown),
                     "is_configured": verdict.is_configured,
+                    "encrypts": verdict.encrypts,
                 })
             })
             .collect();

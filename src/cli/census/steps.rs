@@ -4,10 +4,12 @@
 //! to on the other nodes, and where two readings are possible, both are given.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use indicatif::HumanCount;
 
 use super::tally::{Kek, Kind, Tally};
+use crate::config::settings::{KekSettings, Settings};
 use crate::stored::Api;
 
 /// What a configuration says about keys.
@@ -19,6 +21,8 @@ pub(super) struct Configured {
     pub(super) keks: Vec<String>,
     /// The names of `retired`.
     pub(super) retired: Vec<String>,
+    /// Each name, and another that is or may be the same key of Vault.
+    pub(super) twins: BTreeSet<(String, String)>,
 }
 
 /// Lines that end a census.
@@ -29,6 +33,55 @@ struct Move<'a> {
     configured: &'a Configured,
     to: &'a str,
     from: String,
+}
+
+// === impl Configured ===
+
+impl Configured {
+    /// What the resolved configuration in `file` says.
+    pub(super) fn of(file: &Path, settings: &Settings) -> Self {
+        let keks = &settings.keyring.keks;
+        let name = |kek: &KekSettings| kek.name.to_string();
+        let mut twins = BTreeSet::new();
+        for a in keks {
+            for b in keks.iter().filter(|b| b.name != a.name && share(a, b)) {
+                twins.insert((name(a), name(b)));
+            }
+            // Retired, the other one was perhaps called as Vault calls this one.
+            if keks.iter().all(|kek| kek.name.as_str() != a.transit_key) {
+                twins.insert((a.transit_key.clone(), name(a)));
+            }
+        }
+        Self {
+            file: file.display().to_string(),
+            keks: keks.iter().map(|kek| name(kek)).collect(),
+            retired: settings.reload.retired.iter().map(ToString::to_string).collect(),
+            twins,
+        }
+    }
+
+    /// Whether it has, or has had, a KEK of this name.
+    pub(super) fn knows(&self, name: &str) -> bool {
+        self.keks.iter().chain(&self.retired).any(|known| known == name)
+    }
+
+    /// Whether these two names are, or may be, the same key of Vault.
+    pub(super) fn is_same(&self, name: &str, other: &str) -> bool {
+        self.twins.iter().any(|(a, b)| a == name && b == other)
+    }
+}
+
+/// Whether Vault has one key for both, in one of the clusters at least.
+fn share(a: &KekSettings, b: &KekSettings) -> bool {
+    let places = |kek: &KekSettings| -> Vec<KekSettings> {
+        (0..kek.clusters.len()).map(|n| kek.in_cluster(n)).collect()
+    };
+    let b = places(b);
+    let is_same = |a: &KekSettings, b: &KekSettings| {
+        (&a.clusters, &a.namespace, &a.mount, &a.transit_key)
+            == (&b.clusters, &b.namespace, &b.mount, &b.transit_key)
+    };
+    places(a).iter().any(|a| b.iter().any(|b| is_same(a, b)))
 }
 
 /// What comes next. `met` are the KEKs of which `--require-none-on` has just found none.
@@ -101,7 +154,7 @@ fn step(configured: &Configured, tally: &Tally, met: &[&str]) -> Lines {
     for name in configured.retired.iter().filter(|name| !configured.keks.contains(name)) {
         lines.push(format!(
             "`{name}` is retired and no object is on it: step 5 of 5 is done on this node. {}",
-            removal(name)
+            removal(configured, name)
         ));
     }
     lines.extend(rotation(configured, tally, primary));
@@ -111,7 +164,15 @@ fn step(configured: &Configured, tally: &Tally, met: &[&str]) -> Lines {
     lines
 }
 
-fn removal(name: &str) -> String {
+fn removal(configured: &Configured, name: &str) -> String {
+    let same = configured.twins.iter().filter(|(a, _)| a == name).map(|(_, b)| b.as_str());
+    let same: Vec<&str> = same.collect();
+    if !same.is_empty() {
+        return format!(
+            "The Transit key stays, unless that of {} is in another Vault: they are, or may be, one.",
+            same.join(", ")
+        );
+    }
     format!(
         "When that is so on every node, the Transit key of {name} may go, but not before the last \
          backup of etcd that holds objects from before the move is gone too."
@@ -185,7 +246,7 @@ impl Move<'_> {
         );
         if is_old {
             let mut lines = self.steps(5, "");
-            lines.push(format!("Next: {retire}. {}", removal(from)));
+            lines.push(format!("Next: {retire}. {}", removal(self.configured, from)));
             return lines;
         }
         let turned: Vec<&str> =
@@ -200,7 +261,7 @@ impl Move<'_> {
             ),
             format!(
                 "  If you have moved from it to {to}, step 4 of 5 is done. Next: {retire}. {}",
-                removal(from)
+                removal(self.configured, from)
             ),
         ]
     }

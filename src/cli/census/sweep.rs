@@ -61,6 +61,12 @@ pub(super) enum SweepError {
     /// One value alone is too large.
     #[error("what is stored under the first key after {0:?} is too large to be read")]
     TooLarge(String),
+    /// It cannot be read as it was at one moment.
+    #[error("etcd does not say at which revision it answers: is there something between?")]
+    NoRevision,
+    /// A page is not the one that was asked for.
+    #[error("etcd gave {0:?} where it has no place: the objects cannot be counted")]
+    OutOfPlace(String),
     /// etcd contradicts itself.
     #[error("etcd said that there are {expected} objects and gave {found}; count again")]
     Incomplete {
@@ -144,13 +150,24 @@ impl Pass<'_> {
                     }
                     other => other?,
                 };
+                if page.revision <= Revision(0) {
+                    return Err(SweepError::NoRevision);
+                }
                 revision.get_or_insert(page.revision);
                 if from.is_none() {
                     expected += page.count;
                     self.progress.inc_length(page.count);
                 }
                 let mut bytes = 0;
+                // One that stands twice would make up for one that is missing.
+                let mut above = from.as_deref().unwrap_or(folder.as_bytes()).to_vec();
                 for entry in &page.entries {
+                    if !entry.key.starts_with(folder.as_bytes()) || *entry.key < *above {
+                        return Err(SweepError::OutOfPlace(entry.name()));
+                    }
+                    above.clear();
+                    above.extend_from_slice(&entry.key);
+                    above.push(0);
                     tally.add(&entry.key, &entry.value, &self.plan.root);
                     bytes += entry.value.len() as u64;
                 }

@@ -14,8 +14,12 @@ fn tally(ciphers: &[&str]) -> Tally {
 
 fn told(keks: &[&str], retired: &[&str], ciphers: &[&str], met: &[&str]) -> String {
     let texts = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-    let configured =
-        Configured { file: "vkp.yaml".into(), keks: texts(keks), retired: texts(retired) };
+    let configured = Configured {
+        file: "vkp.yaml".into(),
+        keks: texts(keks),
+        retired: texts(retired),
+        twins: [("again".to_owned(), "new".to_owned())].into(),
+    };
     next(&configured, &tally(ciphers), met).join("\n")
 }
 
@@ -82,4 +86,13 @@ fn after_a_rotation_the_older_versions_are_told() {
 fn without_any_object_there_is_nothing_to_move() {
     let told = told(&["kube"], &[], &[], &[]);
     assert!(told.starts_with("No object is encrypted with a key of Vault."), "{told}");
+}
+
+#[test]
+fn a_transit_key_that_another_name_has_too_never_may_go() {
+    for (keks, retired) in [(&["new", "again"][..], &["again"]), (&["new"], &["again"])] {
+        let told = told(keks, retired, &["new:v1:AA"], &["again"]);
+        assert!(told.contains("The Transit key stays, unless that of new is in another"), "{told}");
+        assert!(!told.contains("may go"), "{told}");
+    }
 }

@@ -11,12 +11,24 @@ struct Store {
     compacted_at: Vec<u32>,
     asked: Vec<(u32, Option<Revision>)>,
     claims_more: u64,
+    /// The first entry of the pages after the first is the last one of the page before.
+    repeats: bool,
+    knows_no_revision: bool,
 }
 
 impl Store {
     fn new(objects: u64, size: usize) -> Self {
         let (pages, compacted_at, asked) = (0, Vec::new(), Vec::new());
-        Self { objects, size, pages, compacted_at, asked, claims_more: 0 }
+        Self {
+            objects,
+            size,
+            pages,
+            compacted_at,
+            asked,
+            claims_more: 0,
+            repeats: false,
+            knows_no_revision: false,
+        }
     }
 }
 
@@ -34,6 +46,7 @@ impl Pages for Store {
         let key = |n: u64| format!("/registry/secrets/a/{n:08}");
         let begins = |n: &u64| range.from.is_none_or(|from| key(*n).as_bytes() >= from);
         let from = (0..self.objects).find(begins).unwrap_or(self.objects);
+        let from = if self.repeats { from.saturating_sub(1) } else { from };
         let to = self.objects.min(from + u64::from(range.limit));
         let entries = (from..to).map(|n| Entry {
             key: key(n).into(),
@@ -44,7 +57,7 @@ impl Pages for Store {
             entries: entries.collect(),
             more: to < self.objects,
             count: self.objects - from + self.claims_more,
-            revision: Revision(100 + i64::from(number)),
+            revision: Revision(if self.knows_no_revision { 0 } else { 100 + i64::from(number) }),
         })
     }
 }
@@ -118,4 +131,20 @@ async fn a_store_that_gives_fewer_objects_than_it_counts_is_not_believed() {
 async fn an_empty_folder_is_told() {
     let swept = swept(&mut Store::new(0, 100), 0).await.unwrap();
     assert_eq!((swept.tally.total(), swept.empty), (0, vec!["/registry/secrets/".to_owned()]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_that_comes_twice_does_not_make_up_for_one_that_is_missing() {
+    let mut store = Store::new(2_501, 100);
+    store.repeats = true;
+    let error = swept(&mut store, 0).await.unwrap_err();
+    assert!(matches!(&error, SweepError::OutOfPlace(at) if at.ends_with("/00000499")), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn pages_that_are_not_of_one_revision_are_not_counted() {
+    let mut store = Store::new(2_501, 100);
+    store.knows_no_revision = true;
+    let error = swept(&mut store, 0).await.unwrap_err();
+    assert!(matches!(error, SweepError::NoRevision), "{error}");
 }
