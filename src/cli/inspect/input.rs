@@ -45,6 +45,9 @@ pub(super) enum InputError {
     /// A listing that cannot be read.
     #[error("line {0} of the listing in hex cannot be read; give it whole, from its first line on")]
     Listing(usize),
+    /// A listing whose order depends on the machine.
+    #[error("this is hexdump's listing in words, which swaps the bytes; take `hexdump -C`")]
+    Words,
     /// `--hex`, and something else than hex.
     #[error("this is not hex: write two digits for each byte, with spaces or lines between them")]
     NoHex,
@@ -53,15 +56,23 @@ pub(super) enum InputError {
     Several(usize),
 }
 
-/// What `etcdctl get --write-out=json` prints.
+/// What `etcdctl get --write-out=json` prints; what is empty is left out.
 #[derive(Deserialize)]
 struct Answer {
-    kvs: Vec<Pair>,
+    header: Option<Header>,
+    kvs: Option<Vec<Pair>>,
+}
+
+#[derive(Deserialize)]
+struct Header {
+    #[serde(rename = "revision")]
+    _revision: i64,
 }
 
 #[derive(Deserialize)]
 struct Pair {
     key: String,
+    #[serde(default)]
     value: String,
 }
 
@@ -92,6 +103,9 @@ pub(super) fn find(bytes: &[u8], hex: bool) -> Result<Input, InputError> {
     };
     if let Some(lines) = escaped(text) {
         return of_lines(lines?);
+    }
+    if is_of_words(text) {
+        return Err(InputError::Words);
     }
     if let Some(bytes) = listing(text) {
         return Ok(printed(&bytes?));
@@ -182,6 +196,15 @@ fn listing(text: &str) -> Option<Result<Vec<u8>, InputError>> {
     Some(Ok(bytes))
 }
 
+/// `hexdump` without `-C`, and `od -x`: two bytes a word, the second one first.
+fn is_of_words(text: &str) -> bool {
+    let mut words = text.lines().next().unwrap_or_default().split_ascii_whitespace();
+    let is_first = words.next().is_some_and(|offset| offset == "0000000");
+    let mut words = words.peekable();
+    let is_word = |word: &str| word.len() == 4 && word.bytes().all(|b| b.is_ascii_hexdigit());
+    is_first && words.peek().is_some() && words.all(is_word)
+}
+
 /// One line of a listing: its offset and its bytes.
 fn row(line: &str) -> Option<(usize, Vec<u8>)> {
     let end = line.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(line.len());
@@ -201,7 +224,10 @@ fn row(line: &str) -> Option<(usize, Vec<u8>)> {
 }
 
 fn json(text: &str) -> Option<Result<Input, InputError>> {
-    let Answer { mut kvs } = text.starts_with('{').then(|| serde_json::from_str(text).ok())??;
+    let Answer { header, kvs } =
+        text.starts_with('{').then(|| serde_json::from_str(text).ok())??;
+    // Of a key that is not there etcdctl prints the header alone.
+    let mut kvs = kvs.or(header.map(|_| Vec::new()))?;
     if kvs.len() != 1 {
         let several = InputError::Several(kvs.len());
         return Some(Err(if kvs.is_empty() { InputError::Nothing } else { several }));
@@ -272,6 +298,10 @@ mod tests {
         });
         assert_eq!(found(json.to_string().as_bytes()), keyed(V2));
         assert!(matches!(find(b"{\"kvs\":[]}", false), Err(InputError::Nothing)));
+        let none = b"{\"header\":{\"cluster_id\":14841639068965178418,\"revision\":7}}\n";
+        assert!(matches!(find(none, false), Err(InputError::Nothing)));
+        let empty = b"{\"header\":{\"revision\":7},\"kvs\":[{\"key\":\"L2E=\"}],\"count\":1}";
+        assert_eq!(found(empty), Input { key: Some("/a".into()), value: Vec::new() });
     }
 
     #[test]
@@ -292,6 +322,8 @@ mod tests {
 00000010: 3a00 0161                                :..a
 ";
         assert_eq!(found(xxd.as_bytes()), bare(b"k8s:enc:kms:v1:p:\x00\x01a"));
+        let words = "0000000 386b 3a73 6e65 3a63 6d6b 3a73 3176 703a\n0000010\n";
+        assert!(matches!(find(words.as_bytes(), false), Err(InputError::Words)));
         let cut = hexdump.replace("00000010  ", "00000011  ");
         assert!(matches!(find(cut.as_bytes(), false), Err(InputError::Listing(2))));
         let odd = hexdump.replace("3a 00 40", "3a 0 40");

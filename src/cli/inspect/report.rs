@@ -9,6 +9,10 @@ use super::input::Input;
 use super::verdict::Verdict;
 use crate::stored::{Api, Kms, Local, Plain, Source, Value};
 
+/// How many annotations are shown; kube-apiserver takes 32 KiB of them at most, and what is no
+/// value of its may hold millions.
+const MAX_ANNOTATIONS: usize = 32;
+
 /// A value, described.
 #[derive(Debug, Default)]
 pub(super) struct Report {
@@ -68,11 +72,15 @@ impl Report {
         if *api == Api::V2 {
             self.add("key_id", "keyID", printable(body.key_id.as_bytes()), body.key_id);
             let mut annotations = Map::new();
-            for (name, value) in body.annotations.iter() {
+            for (name, value) in body.annotations.iter().take(MAX_ANNOTATIONS) {
                 let shown = printable(value);
                 self.lines
                     .push(("annotation", format!("{} = {shown}", printable(name.as_bytes()))));
                 annotations.insert(name.to_owned(), shown.into());
+            }
+            let more = body.annotations.iter().count().saturating_sub(MAX_ANNOTATIONS);
+            if more > 0 {
+                self.add("annotation", "moreAnnotations", format!("and {more} more"), more);
             }
             self.note("annotations", annotations);
         }
@@ -231,6 +239,17 @@ decrypts      yes, to a data key of 32 bytes
                 "decrypts": true,
             })
         );
+    }
+
+    #[test]
+    fn of_annotations_without_end_only_the_first_are_told() {
+        let many = b"\x22\x05\x0a\x03abc".repeat(100_000);
+        let value = [b"k8s:enc:kms:v2:p:\x1a\x0ckube:v1:AAEC", &many[..]].concat();
+        let report = report(&value, None);
+        let text = report.to_string();
+        assert_eq!(text.matches("\nannotation ").count(), 33);
+        assert!(text.contains("annotation    and 99968 more\n"), "{text}");
+        assert!(report.to_json().contains("\"moreAnnotations\":99968"));
     }
 
     #[test]
