@@ -90,6 +90,18 @@ fn systemd_takes_the_units() -> lab::Result {
         assert!(verified.status.success() && !said.contains("vault-kms-proxy"), "{look}: {said}");
     }
 
+    // The sandbox, in tenths of systemd's own measure: each line that is lost shows. What
+    // remains is the network, which the daemon needs.
+    let is_measured = version.is_some_and(|number: u32| number >= 250);
+    if is_measured {
+        let measured = Command::new("systemd-analyze")
+            .args(["security", "--offline=yes", "--threshold=20", "--no-pager"])
+            .arg(at(service))
+            .output()?;
+        let said = String::from_utf8_lossy(&measured.stdout);
+        assert!(measured.status.success(), "it may do more than before: {said}");
+    }
+
     let text = |name: &str| std::fs::read_to_string(from.join(name));
     let has = |text: &str, line: &str| text.lines().any(|l| l == line);
     let (service, socket) = (text(service)?, text(socket)?);
@@ -101,16 +113,44 @@ fn systemd_takes_the_units() -> lab::Result {
         "OOMScoreAdjust=-998",
         "LimitCORE=0",
         "Requires=vault-kms-proxy.socket",
+        "WatchdogSec=60s",
+        "TimeoutStopSec=30s",
+        "Also=vault-kms-proxy.socket",
+        // What it must be able to do in spite of the sandbox.
+        "StateDirectory=vault-kms-proxy",
+        "StateDirectoryMode=0700",
+        "ReadWritePaths=-/run/vault-kms-proxy",
+        "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK",
+        "SystemCallFilter=@system-service",
+        "LimitNOFILE=65536",
     ] {
         assert!(has(&service, line), "no {line} in the service");
     }
-    for line in ["SocketMode=0600", "TriggerLimitIntervalSec=0"] {
+    // It would take the socket's folder away at each stop.
+    assert!(!service.lines().any(|line| line.starts_with("RuntimeDirectory")), "{service}");
+    for unit in [&service, &socket] {
+        let before = unit.lines().find(|line| line.starts_with("Before=")).unwrap_or_default();
+        assert!(before.contains("kubelet.service"), "{unit}");
+    }
+    let drop_in = text("vault-kms-proxy.service.d/notify-reload.conf")?;
+    assert!(has(&drop_in, "Type=notify-reload"), "{drop_in}");
+    // Without it systemd would send the signal twice.
+    assert!(has(&drop_in, "ExecReload="), "{drop_in}");
+    for line in [
+        "SocketMode=0600",
+        "DirectoryMode=0755",
+        "TriggerLimitIntervalSec=0",
+        "WantedBy=sockets.target",
+    ] {
         assert!(has(&socket, line), "no {line} in the socket");
     }
     // One path, in every place where it stands.
     let path = "/run/vault-kms-proxy/kms.sock";
     let example = std::fs::read_to_string(config_folder().join("vault-plugin.yaml"))?;
     assert!(has(&socket, &format!("ListenStream={path}")), "{socket}");
+    assert_eq!(socket.matches("\nListen").count(), 1, "one can be served: {socket}");
+    assert!(!socket.contains("\nAccept="), "{socket}");
+    assert!(example.contains("\nstateDir: /var/lib/vault-kms-proxy"), "{example}");
     assert!(example.contains(&format!("path: {path} ")), "{example}");
     assert!(text("tmpfiles.conf")?.contains("\nd /run/vault-kms-proxy 0755 root root -\n"));
     Ok(())
@@ -139,6 +179,26 @@ fn the_manifests_say_what_the_daemon_needs() -> lab::Result {
     let container = &spec["containers"][0];
     assert_eq!(container["livenessProbe"]["httpGet"]["path"], "/livez");
     assert_eq!(container["livenessProbe"]["httpGet"]["port"], 9480);
+    assert_eq!(container["livenessProbe"]["httpGet"]["host"], "127.0.0.1");
+    let defaults = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/config/defaults.yaml");
+    assert_eq!(yaml(&defaults)?["admin"]["listen"], "127.0.0.1:9480", "where it is asked");
+    // Whoever breaks in finds a process without powers, and no token of the cluster's.
+    assert_eq!(spec["automountServiceAccountToken"], false);
+    for shared in ["hostPID", "hostIPC", "shareProcessNamespace", "serviceAccountName"] {
+        assert!(spec[shared].is_null(), "{shared}");
+    }
+    let powers = &container["securityContext"];
+    assert_eq!(
+        powers,
+        &json!({
+            "runAsUser": 0,
+            "allowPrivilegeEscalation": false,
+            "readOnlyRootFilesystem": true,
+            "capabilities": { "drop": ["ALL"] },
+            "seccompProfile": { "type": "RuntimeDefault" },
+        })
+    );
+    assert!(container["resources"]["limits"]["cpu"].is_null(), "a throttled one is slow");
     assert!(container["readinessProbe"].is_null() && container["startupProbe"].is_null());
     let volumes = spec["volumes"].as_array().expect("a list");
     for volume in volumes {
@@ -146,9 +206,15 @@ fn the_manifests_say_what_the_daemon_needs() -> lab::Result {
         assert!(!path.ends_with(".sock"), "the folder is mounted, not the socket: {path}");
         let mounts = container["volumeMounts"].as_array().expect("a list");
         let mount = mounts.iter().find(|mount| mount["name"] == volume["name"]);
-        assert_eq!(mount.expect("it is mounted")["mountPath"], path);
+        let mount = mount.expect("it is mounted");
+        assert_eq!(mount["mountPath"], path);
+        // The other two are written to.
+        let is_read_only = mount["readOnly"] == true;
+        assert_eq!(is_read_only, path.starts_with("/etc/"), "{path}");
     }
-    assert!(volumes.iter().any(|v| v["hostPath"]["path"] == "/run/vault-kms-proxy"));
+    let paths = ["/run/vault-kms-proxy", "/etc/vault-kms-proxy", "/var/lib/vault-kms-proxy"];
+    let named = volumes.iter().filter_map(|v| v["hostPath"]["path"].as_str());
+    assert_eq!(named.collect::<Vec<_>>(), paths);
 
     // The API version of each provider, in order; the first one writes.
     for (name, order) in [
@@ -159,14 +225,24 @@ fn the_manifests_say_what_the_daemon_needs() -> lab::Result {
     ] {
         let config = yaml(&folder.join(format!("{name}.yaml")))?;
         assert_eq!(config["kind"], "EncryptionConfiguration", "{name}");
+        assert_eq!(config["apiVersion"], "apiserver.config.k8s.io/v1", "{name}");
+        assert_eq!(config["resources"].as_array().map(Vec::len), Some(1), "{name}");
+        assert_eq!(config["resources"][0]["resources"], json!(["secrets"]), "{name}");
         let providers = config["resources"][0]["providers"].as_array().expect("a list");
         let mut names = BTreeSet::new();
         let mut found = Vec::new();
         for provider in providers {
+            // kube-apiserver takes one kind for each, and fields that it does not know for errors.
+            assert_eq!(provider.as_object().map(serde_json::Map::len), Some(1), "{name}");
             let Some(kms) = provider.get("kms") else {
+                assert_eq!(provider, &json!({ "identity": {} }), "{name}");
                 found.push("identity");
                 continue;
             };
+            let known = ["apiVersion", "cachesize", "endpoint", "name", "timeout"];
+            let fields = kms.as_object().into_iter().flat_map(serde_json::Map::keys);
+            let unknown: Vec<_> = fields.filter(|field| !known.contains(&field.as_str())).collect();
+            assert!(unknown.is_empty(), "{name}: {unknown:?}");
             found.push(kms["apiVersion"].as_str().expect("a text"));
             assert_eq!(kms["endpoint"], "unix:///run/vault-kms-proxy/kms.sock", "{name}");
             assert_eq!(kms["timeout"], "3s", "{name}");

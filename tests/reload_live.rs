@@ -156,6 +156,14 @@ async fn another_content_of_the_file_is_a_reload() -> lab::Result {
     wait_for(6.0).await?;
     let (_, text) = daemon.admin_get("/configz").await?;
     assert!(text.contains("\"watchConfig\": \"false\""), "{text}");
+    // Twice as long as it takes to be noticed, nothing is.
+    publish("..4", &config)?;
+    let until = tokio::time::Instant::now() + Duration::from_secs(3);
+    eventually("the time is over", PATIENCE, || async {
+        assert_eq!(reloads(&daemon).await?, 6.0, "it is watched still");
+        Ok((tokio::time::Instant::now() > until).then_some(()))
+    })
+    .await?;
     assert_eq!(daemon.metric("vault_kms_proxy_reloads_total", "result=\"failed\"").await?, 1.0);
     Ok(())
 }
