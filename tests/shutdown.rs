@@ -97,7 +97,8 @@ async fn a_call_that_does_not_end_is_cut_after_the_grace() -> lab::Result {
     println!("a call that does not end: exit code {code} after {took:.1?}");
     assert_eq!(code, 0, "{}", daemon.log());
     assert!(took >= Duration::from_secs(1), "it did not wait for the grace");
-    assert!(took < Duration::from_secs(4), "it waited for more than the grace");
+    // The call itself has a minute.
+    assert!(took < Duration::from_secs(20), "it waited for more than the grace");
     assert!(daemon.log().contains("Calls were still in flight after shutdownGrace"));
     let cut = call.await?.unwrap_err();
     assert_ne!(cut.code(), Code::Ok);
@@ -112,6 +113,7 @@ async fn a_daemon_that_waits_for_vault_stops_at_once() -> lab::Result {
     let daemon = Daemon::start(DAEMON, &config).await?;
     let told = Instant::now();
     assert_eq!(daemon.stop().await?, 0);
-    assert!(told.elapsed() < Duration::from_secs(2), "it took {:?}", told.elapsed());
+    // Half of shutdownGrace, which it would use up if it waited.
+    assert!(told.elapsed() < Duration::from_secs(5), "it took {:?}", told.elapsed());
     Ok(())
 }

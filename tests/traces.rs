@@ -126,7 +126,7 @@ async fn the_endpoint_of_the_environment_is_used_and_http_is_spoken_to_it() -> l
     kms.v1().version().await?;
     assert_eq!(daemon.stop().await?, 0);
     let last = |span: &Span| span.name == "v1beta1.KeyManagementService/Version";
-    receiver.wait_for(Duration::from_secs(1), last).await?;
+    receiver.wait_for(PATIENCE, last).await?;
     Ok(())
 }
 

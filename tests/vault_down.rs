@@ -27,7 +27,8 @@ async fn the_daemon_serves_before_vault_does_and_outlives_its_outages() -> lab::
     let started = Instant::now();
     let daemon = Daemon::start(DAEMON, config).await?;
     println!("v1 Version is answered {:.0?} after the start, Vault is down", started.elapsed());
-    assert!(started.elapsed() < Duration::from_secs(2), "the socket waited for Vault");
+    // Vault stays down until later on, so that a socket that waited would never answer.
+    assert!(started.elapsed() < Duration::from_secs(10), "the socket waited for Vault");
     let pid = daemon.pid();
 
     tokio::select! {
