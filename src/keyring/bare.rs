@@ -3,7 +3,7 @@
 //! They are asked in order, the next one as soon as one has not decrypted it. One that
 //! cannot be asked holds nobody up: its silence is joined after [`PATIENCE`]. The first
 //! plaintext counts, for an authenticated key type makes a wrong key an error, never another
-//! plaintext. But that nobody can decrypt it is certain only when all have said so.
+//! plaintext; a key of another type is not asked. But that nobody can decrypt it is certain only when all have said so.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,7 +42,9 @@ impl Keyring {
         let mut join_at = Instant::now();
         loop {
             if let Some((place, kek)) = next.filter(|_| Instant::now() >= join_at) {
-                asked.push(async move { (place, kek.core().decrypt(ciphertext, deadline).await) });
+                asked.push(async move {
+                    (place, kek.core().decrypt_unnamed(ciphertext, deadline).await)
+                });
                 next = waiting.next();
                 join_at = Instant::now() + PATIENCE.min(deadline.remaining().mul_f64(SHARE));
             }

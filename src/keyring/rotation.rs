@@ -379,6 +379,12 @@ pub fn why_unusable(key: &KeyMetadata) -> Option<String> {
     }
 }
 
+/// Whether a ciphertext of another key is an error, never another plaintext. RSA pads so that
+/// it notices, too.
+pub(crate) fn refuses_a_wrong_key(key: &KeyMetadata) -> bool {
+    USABLE_TYPES.contains(&key.key_type.as_str()) || key.key_type.starts_with("rsa-")
+}
+
 /// Why this key must not be used, and what to do.
 fn unusable(key: &KeyMetadata) -> Option<Inactive> {
     if key.soft_deleted {

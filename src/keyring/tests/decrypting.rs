@@ -34,6 +34,21 @@ async fn a_bare_ciphertext_is_tried_with_each_kek_in_order() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_key_that_notices_no_wrong_ciphertext_is_asked_for_its_own_only() {
+    let bench = Bench::start(&["new", "old"], |_| ());
+    bench.script(1, |s| s.key = Some(KeyMetadata { key_type: "aes256-cbc".into(), ..key(1, 9) }));
+    let _ = bench.keyring.ready(|_| true, soon()).await;
+    let bare = b"vault:v1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8gISIj";
+    let error = bench.decrypt(bare).await.unwrap_err();
+    assert!(matches!(error, KeyringError::Undecided(_)), "{error}");
+    assert!(error.to_string().contains("aes256-cbc"), "{error}");
+    assert_eq!(bench.script(1, |s| s.decrypts), 0);
+    let named = String::from_utf8_lossy(bare).replace("vault:", "old:");
+    let _ = bench.decrypt(named.as_bytes()).await;
+    assert_eq!(bench.script(1, |s| s.decrypts), 1, "what names it is its own");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_outage_is_not_told_as_a_wrong_key() {
     let bench = Bench::ready(&["new", "old", "oldest"]).await;
     let bare = bare_of(&bench, 2).await;
