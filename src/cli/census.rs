@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::etcd::EtcdArgs;
 use super::{EXIT_USAGE, complain, environment, fail, install_crypto_provider, runtime, say};
 use crate::config::load::{self, FileForm, Flags, Loaded, Sources};
+use crate::config::settings::{KekName, RETIRED_BAO_KMS_PROVIDER};
 use crate::etcd::Etcd;
 
 mod gate;
@@ -234,9 +235,12 @@ impl Census {
 
 fn configured(file: &Path, loaded: &Loaded) -> Configured {
     let keks = &loaded.settings.keyring.keks;
+    // Another plugin's names are no key that a move could end with.
+    let retired = loaded.settings.reload.retired.iter().map(KekName::as_str);
+    let retired = retired.filter(|name| *name != RETIRED_BAO_KMS_PROVIDER);
     Configured {
         file: file.display().to_string(),
         keks: keks.iter().map(|kek| kek.name.to_string()).collect(),
-        retired: loaded.settings.reload.retired.iter().map(ToString::to_string).collect(),
+        retired: retired.map(str::to_owned).collect(),
     }
 }
