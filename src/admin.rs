@@ -103,6 +103,8 @@ async fn serve_with(
             }
         }
     }
+    // The port is free for another while answers are on their way.
+    drop(listener);
     let finish = async { while connections.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(FAREWELL, finish).await;
 }

@@ -1,15 +1,18 @@
 //! From one configuration to the next: what a reload would change, and what it refuses to.
 //!
 //! Two mistakes must not get through. A KEK that is dropped too early leaves objects that
-//! nobody can read. A KEK that encrypts on this node before the other nodes know it makes
-//! objects that they cannot read. Neither shows at the time, so the file has to say that it
-//! is meant: by `retired`, and by a reload in which the new KEK only decrypts.
+//! nobody can read, and so do names that another plugin's ciphertexts are bound to. A KEK that
+//! encrypts on this node before the other nodes know it makes objects that they cannot read.
+//! None of it shows at the time, so the file has to say that it is meant: by `retired`, and by
+//! a reload in which the new KEK only decrypts. (`legacy.key` is no such thing: it says which
+//! KEK is asked first, and the others follow whatever it says.)
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::diagnostics::Problem;
 use super::load::Places;
 use super::outline::{KekOutline, Outline};
+use super::settings::RETIRED_BAO_KMS_PROVIDER;
 
 /// What only a start reads, and why.
 const FIXED: &[(&str, &str)] = &[
@@ -42,8 +45,8 @@ pub fn needs_restart(started: &Outline, wanted: &Outline, places: &Places) -> Ve
     changed.map(problem).collect()
 }
 
-/// The KEKs that `running` has and `wanted` drops without a word, and the one that it would
-/// encrypt with before it has decrypted anything.
+/// The KEKs and the names of another plugin that `running` has and `wanted` drops without a
+/// word, and the KEK that it would encrypt with before it has decrypted anything.
 pub fn unsafe_keys(
     running: &Outline,
     wanted: &Outline,
@@ -66,6 +69,9 @@ pub fn unsafe_keys(
             ));
         }
     }
+    if !retired.contains(RETIRED_BAO_KMS_PROVIDER) {
+        problems.extend(lost_names(running, wanted, places));
+    }
     if let Some(primary) = wanted.names().next().filter(|name| running.kek(name).is_none()) {
         let known = running.names().collect::<Vec<_>>().join(", ");
         problems.push(Problem::error(
@@ -82,6 +88,32 @@ pub fn unsafe_keys(
         ));
     }
     problems
+}
+
+/// The names that bao-kms-provider bound its ciphertexts to, when others stand there or none:
+/// to Vault they would look like damaged ones.
+fn lost_names(running: &Outline, wanted: &Outline, places: &Places) -> Option<Problem> {
+    let block = RETIRED_BAO_KMS_PROVIDER;
+    let is_ours = |key: &str| key.strip_prefix(block).is_some_and(|rest| rest.starts_with('.'));
+    let (key, before) = running
+        .values
+        .iter()
+        .filter(|(key, _)| is_ours(key))
+        .find(|(key, before)| wanted.values.get(*key) != Some(*before))?;
+    let (key, change) = match wanted.values.get(key) {
+        Some(after) => (key.as_str(), format!("it changes from {before} to {after}")),
+        None => (block, "it is gone".to_owned()),
+    };
+    let written = [key, block, "legacy"].into_iter().find(|key| places.has(key));
+    Some(Problem::error(
+        key,
+        places.of_key(written.unwrap_or(key)),
+        format!("{change}, and what bao-kms-provider wrote could not be read any more"),
+        format!(
+            "put it back; or, when nothing in etcd and no backup needs it, write `retired: \
+             [{block}]`"
+        ),
+    ))
 }
 
 // === what changes ===

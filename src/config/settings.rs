@@ -58,8 +58,12 @@ pub struct ReloadSettings {
     /// A change of the file's content is a reload.
     pub watch: bool,
     /// KEKs that may be gone from the keyring: nothing needs them any more.
+    /// [`RETIRED_BAO_KMS_PROVIDER`] among them is none.
     pub retired: Vec<KekName>,
 }
+
+/// What stands in `retired` for the names of another plugin: their own key path.
+pub const RETIRED_BAO_KMS_PROVIDER: &str = "legacy.baoKmsProvider";
 
 /// The socket that kube-apiserver dials.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -246,7 +246,7 @@ impl Work {
             tracing::warn!("{}", warning.one_line());
         }
         let asked = Asked { settings: &settings, places: &places };
-        let Parts { generations, telemetry, socket, admin, .. } = &self.parts;
+        let (generations, telemetry) = (&self.parts.generations, &self.parts.telemetry);
         let running = generations.current();
         let wanted = Outline::of(&settings);
         let before = running.as_ref().map(|running| running.outline());
@@ -274,9 +274,10 @@ impl Work {
             unless_any(others.iter().map(|e| asked.not_ready(e)).collect())?;
         }
         check_filter(&settings.log.filter).map_err(|e| refuse(asked.no_log(&e)))?;
-        let port = admin.prepare(settings.admin).await.map_err(|e| refuse(asked.no_port(&e)))?;
+        let port = self.parts.admin.prepare(settings.admin).await;
+        let port = port.map_err(|e| refuse(asked.no_port(&e)))?;
         let patience = settings.reload.timeout.min(LOCK_PATIENCE);
-        let moved = socket.prepare(&settings.socket, patience).await;
+        let moved = self.parts.socket.prepare(&settings.socket, patience).await;
         let moved = moved.map_err(|e| refuse(asked.no_socket(&e)))?;
         let traces = telemetry.traces().apply(settings.traces.as_ref());
         traces.map_err(|e| refuse(asked.no_traces(&e)))?;

@@ -22,6 +22,12 @@ use super::peer::{PeerPolicy, Refusals, credentials};
 use super::unix::BoundSocket;
 use crate::kms::connection::ConnectionInfo;
 
+mod leaving;
+#[cfg(test)]
+mod tests;
+
+use leaving::Leaving;
+
 /// Connections that are open at once. A kube-apiserver opens one for each provider that
 /// its encryption configuration names; further ones wait in the kernel.
 pub const MAX_CONNECTIONS: usize = 256;
@@ -37,8 +43,8 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 #[derive(Debug)]
 pub struct Acceptor<S = BoundSocket> {
     source: S,
-    /// What was accepted from before; closed when nobody waits there any more.
-    leaving: Option<S>,
+    /// What was accepted from before.
+    leaving: Leaving<S>,
     policy: PeerPolicy,
     refusals: Refusals,
     places: Arc<Semaphore>,
@@ -53,9 +59,14 @@ trait Source: Send {
     /// Nobody shall come any more.
     fn leave(&mut self) {}
 
-    /// Whoever has come before it was left.
-    fn accept_left(&mut self) -> Option<UnixStream> {
-        None
+    /// Whoever has come before it was left; `None` when nobody waits any more.
+    fn accept_left(&mut self) -> io::Result<Option<UnixStream>> {
+        Ok(None)
+    }
+
+    /// What people call it.
+    fn name(&self) -> String {
+        String::new()
     }
 }
 
@@ -95,7 +106,7 @@ impl<S: Source> Acceptor<S> {
     fn from_source(source: S, policy: PeerPolicy, max: usize, stop: CancellationToken) -> Self {
         Self {
             source,
-            leaving: None,
+            leaving: Leaving::default(),
             policy,
             refusals: Refusals::default(),
             places: Arc::new(Semaphore::new(max)),
@@ -119,27 +130,29 @@ impl<S: Source> Acceptor<S> {
     pub(super) fn change(&mut self, source: Option<S>, policy: PeerPolicy) {
         self.policy = policy;
         if let Some(source) = source {
-            let mut last = std::mem::replace(&mut self.source, source);
-            last.leave();
-            self.leaving = Some(last);
+            self.leaving.add(std::mem::replace(&mut self.source, source));
         }
     }
 
     async fn accept_unless_stopped(&mut self) -> Connection {
         loop {
-            let place = self.place().await;
-            let left = self.leaving.as_mut().and_then(Source::accept_left);
-            if left.is_none() {
-                self.leaving = None;
-            }
-            let accepted = match left {
-                Some(stream) => Ok(stream),
+            let place = tokio::select! {
+                biased;
+                place = self.place() => place,
+                () = self.leaving.overdue() => {
+                    self.leaving.close_overdue();
+                    continue;
+                }
+            };
+            let accepted = match self.leaving.accept() {
+                Some(left) => left,
                 None => self.source.accept().await,
             };
             let stream = match accepted {
                 Ok(stream) => stream,
                 Err(error) => {
                     self.wait_after(&error).await;
+                    self.leaving.close_overdue();
                     continue;
                 }
             };
@@ -198,20 +211,25 @@ impl Source for BoundSocket {
     }
 
     fn leave(&mut self) {
-        self.remove_if_ours();
+        self.give_up_file();
     }
 
-    fn accept_left(&mut self) -> Option<UnixStream> {
+    fn accept_left(&mut self) -> io::Result<Option<UnixStream>> {
         // Not tokio's: it may not have heard yet that somebody waits.
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let stream = loop {
             match rustix::net::accept_with(self.listener(), flags) {
                 Ok(stream) => break stream,
                 Err(Errno::CONNABORTED | Errno::INTR) => {}
-                Err(_) => return None,
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(errno) => return Err(errno.into()),
             }
         };
-        UnixStream::from_std(stream.into()).ok()
+        UnixStream::from_std(stream.into()).map(Some)
+    }
+
+    fn name(&self) -> String {
+        self.address().to_string()
     }
 }
 
@@ -232,84 +250,5 @@ impl Backoff {
         if self.last.take().is_some() {
             tracing::info!("Accepting connections again.");
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::VecDeque;
-
-    use tokio::time::Instant;
-
-    use super::*;
-    use crate::config::settings::{SocketAddress, SocketSettings};
-
-    /// Answers with these errors, then with connections for ever.
-    struct Failing(VecDeque<Errno>);
-
-    impl Source for Failing {
-        async fn accept(&mut self) -> io::Result<UnixStream> {
-            match self.0.pop_front() {
-                Some(errno) => Err(errno.into()),
-                None => Ok(UnixStream::pair()?.0),
-            }
-        }
-    }
-
-    fn acceptor(errors: &[Errno], allowed: Option<Vec<u32>>, max: usize) -> Acceptor<Failing> {
-        let policy = PeerPolicy::new(&SocketSettings {
-            address: SocketAddress::Abstract("x".into()),
-            mode: 0o600,
-            owner: None,
-            group: None,
-            allowed_uids: allowed,
-        });
-        let source = Failing(errors.iter().copied().collect());
-        Acceptor::from_source(source, policy, max, CancellationToken::new())
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_lack_of_descriptors_is_waited_out_a_little_longer_each_time() {
-        let mut acceptor = acceptor(&[Errno::MFILE; 10], None, 9);
-        let begin = Instant::now();
-        assert!(acceptor.accept().await.is_some());
-        // 5, 10, 20, 40, 80, 160, 320, 640 ms, then 1 s twice
-        assert_eq!(begin.elapsed(), Duration::from_millis(1_275 + 2_000));
-        let begin = Instant::now();
-        acceptor.source.0.push_back(Errno::NOMEM);
-        assert!(acceptor.accept().await.is_some());
-        assert_eq!(begin.elapsed(), SHORTEST_PAUSE);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_peer_that_hung_up_costs_no_time() {
-        let begin = Instant::now();
-        assert!(acceptor(&[Errno::CONNABORTED; 100], None, 9).accept().await.is_some());
-        assert_eq!(begin.elapsed(), Duration::ZERO);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn no_more_connections_are_open_than_allowed() {
-        let mut acceptor = acceptor(&[], None, 2);
-        let first = acceptor.accept().await.unwrap();
-        let second = acceptor.accept().await.unwrap();
-        assert!(second.info().id > first.info().id);
-        let wait = Duration::from_secs(60);
-        assert!(tokio::time::timeout(wait, acceptor.accept()).await.is_err());
-        drop(first);
-        assert!(tokio::time::timeout(wait, acceptor.accept()).await.unwrap().is_some());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn it_stops_in_the_middle_of_a_pause() {
-        let mut acceptor = acceptor(&[Errno::NFILE; 1_000], None, 9);
-        let stop = acceptor.stop.clone();
-        let begin = Instant::now();
-        tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_millis(12_345)).await;
-            stop.cancel();
-        });
-        assert!(acceptor.accept().await.is_none());
-        assert_eq!(begin.elapsed(), Duration::from_millis(12_345));
     }
 }

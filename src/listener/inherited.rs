@@ -156,7 +156,7 @@ fn look_at(path: &Path) {
 }
 
 /// Whether both lead to the same socket, `/var/run` being `/run`.
-fn same_place(one: &SocketAddress, other: &SocketAddress) -> bool {
+pub(super) fn same_place(one: &SocketAddress, other: &SocketAddress) -> bool {
     let inode = |address: &SocketAddress| match address {
         SocketAddress::Path(path) => fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino())),
         SocketAddress::Abstract(_) => None,

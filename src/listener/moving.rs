@@ -14,16 +14,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::accept::Acceptor;
 use super::connection::Connection;
+use super::inherited::same_place;
 use super::peer::PeerPolicy;
 use super::unix::{self, BindError, BoundSocket, SocketAccess};
-use crate::config::settings::SocketSettings;
+use crate::config::settings::{SocketAddress, SocketSettings};
 
 /// Moves the socket and changes who may dial it.
 #[derive(Debug)]
 pub struct SocketControl {
     settings: SocketSettings,
     access: Option<SocketAccess>,
-    is_inherited: bool,
+    /// Where systemd holds the socket, if it does.
+    inherited: Option<SocketAddress>,
     changes: mpsc::Sender<Change>,
 }
 
@@ -73,7 +75,7 @@ pub fn accept(
     let control = SocketControl {
         settings: settings.clone(),
         access: socket.access(),
-        is_inherited: socket.is_inherited(),
+        inherited: socket.is_inherited().then(|| socket.address().clone()),
         changes: sender,
     };
     let acceptor = Acceptor::new(socket, PeerPolicy::new(settings), stop.clone());
@@ -101,10 +103,17 @@ impl SocketControl {
         let SocketSettings { address, mode, owner, group, allowed_uids: _ } = &self.settings;
         let is_there = wanted.address == *address;
         let is_so = wanted.mode == *mode && wanted.owner == *owner && wanted.group == *group;
-        if self.is_inherited && !(is_there && is_so) {
-            return Err(BindError::Inherited { address: address.to_string() });
+        if let Some(held) = &self.inherited {
+            // What was written may be another place, which was never served: correcting it to
+            // the one that is served changes nothing.
+            let is_right = is_there || same_place(held, &wanted.address);
+            if !(is_right && is_so) {
+                return Err(BindError::Inherited { address: held.to_string() });
+            }
         }
-        let how = if !is_there {
+        let how = if self.inherited.is_some() {
+            How::Same
+        } else if !is_there {
             How::Elsewhere(unix::bind_within(wanted, patience).await?)
         } else if !is_so {
             self.open_to(wanted)?
@@ -181,7 +190,6 @@ mod tests {
     use tokio::net::UnixStream;
 
     use super::*;
-    use crate::config::settings::SocketAddress;
 
     fn at(path: &Path, mode: u32) -> SocketSettings {
         let address = SocketAddress::Path(path.to_owned());
@@ -269,6 +277,51 @@ mod tests {
         let users = SocketSettings { allowed_uids: Some(vec![0, 7]), ..settings };
         let prepared = control.prepare(&users, Duration::ZERO).await.unwrap();
         control.commit(prepared).await;
+    }
+
+    #[tokio::test]
+    async fn a_path_that_is_not_the_inherited_one_can_be_corrected() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kms.sock");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let socket = BoundSocket::inherited(listener, SocketAddress::Path(path.clone()));
+        let wrong = at(&folder.path().join("wrong.sock"), 0o600);
+        let (mut control, connections) = accept(socket, &wrong, CancellationToken::new());
+        let mut connections = std::pin::pin!(connections);
+        // Nowhere else, and the message names where it is.
+        let other = at(&folder.path().join("other.sock"), 0o600);
+        let error = control.prepare(&other, Duration::ZERO).await.unwrap_err().to_string();
+        assert!(error.starts_with(&path.display().to_string()), "{error}");
+
+        let prepared = control.prepare(&at(&path, 0o600), Duration::ZERO).await.unwrap();
+        control.commit(prepared).await;
+        let _dialled = UnixStream::connect(&path).await.unwrap();
+        next(&mut connections).await;
+        assert!(control.prepare(&wrong, Duration::ZERO).await.is_err(), "no way back");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing was bound");
+    }
+
+    #[tokio::test]
+    async fn a_socket_is_moved_back_while_somebody_waits_where_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let (old, new) = (folder.path().join("old.sock"), folder.path().join("new.sock"));
+        let settings = at(&old, 0o600);
+        let socket = unix::bind(&settings).await.unwrap();
+        let (mut control, connections) = accept(socket, &settings, CancellationToken::new());
+        let mut connections = std::pin::pin!(connections);
+        let mut waiting = vec![UnixStream::connect(&old).await.unwrap()];
+        let there = control.prepare(&at(&new, 0o600), Duration::ZERO).await.unwrap();
+        control.commit(there).await;
+        waiting.push(UnixStream::connect(&new).await.unwrap());
+        next(&mut connections).await;
+        let back = control.prepare(&settings, Duration::ZERO).await.unwrap();
+        control.commit(back).await;
+        waiting.push(UnixStream::connect(&old).await.unwrap());
+        for _ in 0..2 {
+            next(&mut connections).await;
+        }
+        assert!(connections.next().now_or_never().is_none(), "nobody else has dialled");
+        assert!(!new.exists() && old.exists());
     }
 
     #[tokio::test]

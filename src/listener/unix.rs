@@ -355,6 +355,12 @@ impl BoundSocket {
             owned.file.remove_if_ours();
         }
     }
+
+    /// Removes the file like [`Self::remove_if_ours`] and lets go of its lock, so that another
+    /// socket may take its place. Whoever has dialled is still accepted.
+    pub(super) fn give_up_file(&mut self) {
+        self.file = None;
+    }
 }
 
 #[cfg(test)]

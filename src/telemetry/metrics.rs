@@ -157,7 +157,8 @@ metrics! {
     ReplicaProven = Kind::Gauge, "vault_kms_proxy.kek.replica_proven", "{state}",
         ["kek", "cluster"];
     /// Certificates and authorities that changed on disk: taken into use (`ok`), of no use
-    /// (`failed`) or accepted by no address (`refused`), so that those read before stay.
+    /// (`failed`), accepted by no address (`refused`), or tried for a minute while no address
+    /// answered (`waiting`), so that those read before stay.
     TlsReloads = Kind::Counter, "vault_kms_proxy.tls.reloads", "{reload}", ["cluster", "result"];
     /// Whether the last accepted configuration runs because the file could not be used at the
     /// start: 1 or 0.

@@ -9,7 +9,7 @@ use std::path::Path;
 use indicatif::HumanCount;
 
 use super::tally::{Kek, Kind, Tally};
-use crate::config::settings::{KekSettings, Settings};
+use crate::config::settings::{KekSettings, RETIRED_BAO_KMS_PROVIDER, Settings};
 use crate::stored::Api;
 
 /// What a configuration says about keys.
@@ -52,10 +52,13 @@ impl Configured {
                 twins.insert((a.transit_key.clone(), name(a)));
             }
         }
+        let retired = settings.reload.retired.iter();
+        let retired = retired.filter(|name| name.as_str() != RETIRED_BAO_KMS_PROVIDER);
         Self {
             file: file.display().to_string(),
             keks: keks.iter().map(|kek| name(kek)).collect(),
-            retired: settings.reload.retired.iter().map(ToString::to_string).collect(),
+            // Another plugin's names are no key that a move could end with.
+            retired: retired.map(ToString::to_string).collect(),
             twins,
         }
     }

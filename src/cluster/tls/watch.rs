@@ -31,6 +31,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// replaced one after the other, so that one look may find a pair that is none.
 const BAD_LOOKS: u32 = 2;
 
+/// Looks in a row that found nobody who could tell, after which that is told. A minute: in an
+/// outage there is other news, and until somebody answers there is nothing to be decided.
+const SILENT_LOOKS: u32 = 12;
+
 /// The task's state.
 struct Watch {
     tls: LoadedTls,
@@ -38,6 +42,7 @@ struct Watch {
     cluster: ClusterName,
     asked: Arc<dyn Ask>,
     bad_looks: u32,
+    silent_looks: u32,
     told: Option<Trouble>,
 }
 
@@ -70,6 +75,7 @@ impl LoadedTls {
                 cluster: cluster.clone(),
                 asked: Arc::clone(&asked),
                 bad_looks: 0,
+                silent_looks: 0,
                 told: None,
             };
             watch.run()
@@ -108,8 +114,22 @@ impl Watch {
                 self.is_well();
             }
             Fate::Leave(why) => self.tell(Trouble { result: "refused", files, why }),
-            Fate::Wait => {}
+            Fate::Wait => self.wait(&files),
         }
+    }
+
+    /// Nobody could tell. It is said once for as long as that lasts.
+    fn wait(&mut self, files: &[PathBuf]) {
+        self.silent_looks = self.silent_looks.saturating_add(1);
+        if self.silent_looks != SILENT_LOOKS {
+            return;
+        }
+        self.count("waiting");
+        warn!(
+            cluster = %self.cluster, ?files,
+            "The files of certificates have changed and no address answers, neither over them nor \
+             over those read before, which stay in use; the new ones are tried until one does."
+        );
     }
 
     async fn read(&self) -> Result<Option<TlsSnapshot>, String> {
@@ -124,10 +144,12 @@ impl Watch {
 
     fn is_well(&mut self) {
         self.bad_looks = 0;
+        self.silent_looks = 0;
         self.told = None;
     }
 
     fn tell(&mut self, trouble: Trouble) {
+        self.silent_looks = 0;
         self.bad_looks += 1;
         if self.bad_looks < BAD_LOOKS || self.told.as_ref() == Some(&trouble) {
             return;
@@ -201,6 +223,36 @@ mod tests {
             theirs.snapshot().files_changed_since(&held, &settings),
             [folder.path().join("ca.pem")]
         );
+    }
+
+    /// Nobody answers.
+    struct Silence;
+
+    impl Ask for Silence {
+        fn ask(&self, _: Arc<TlsSnapshot>) -> futures_util::future::BoxFuture<'_, Word> {
+            Box::pin(std::future::ready(Word::Silent))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn that_nobody_answers_who_could_tell_is_told_once() {
+        let text = metrics::install().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let ca_file = Authority::new("ours").write(folder.path(), "ca.pem");
+        let settings = TlsSettings { ca_file: Some(ca_file), ..TlsSettings::default() };
+        let tls = LoadedTls::read(&settings).unwrap();
+        let cluster = ClusterName::try_new("told-once").unwrap();
+        let _watch = tls.watch(&settings, &cluster, Arc::new(Silence)).unwrap();
+        let waiting = || {
+            let is_it = |line: &&str| line.contains("told-once") && line.contains("waiting");
+            text.render().unwrap().lines().find(is_it).map(str::to_owned)
+        };
+        Authority::new("next year's").write(folder.path(), "ca.pem");
+        tokio::time::sleep(5 * POLL).await;
+        assert_eq!(waiting(), None, "too soon");
+        tokio::time::sleep(SILENT_LOOKS * 4 * POLL).await;
+        let line = waiting().expect("nothing was told");
+        assert!(line.contains("tls_reloads_total{") && line.ends_with(" 1"), "{line}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -43,6 +43,39 @@ fn a_key_goes_only_when_it_is_retired() {
 }
 
 #[test]
+fn the_names_of_another_plugin_go_only_when_they_are_retired() {
+    let names = "providerName: p, clusterId: c, instanceId: i";
+    let with = |names: &str| format!("{BASE}legacy: {{ baoKmsProvider: {{ {names} }} }}\n");
+    let before = with(names);
+    assert_eq!(
+        refused(&before, BASE),
+        ["vkp.yaml: legacy.baoKmsProvider: it is gone, and what bao-kms-provider wrote could not \
+          be read any more; put it back; or, when nothing in etcd and no backup needs it, write \
+          `retired: [legacy.baoKmsProvider]`"]
+    );
+    // What is left of `legacy` is shown, when something is.
+    let told = refused(&before, &format!("{BASE}legacy: {{ key: old }}\n"));
+    assert!(told[0].starts_with("vkp.yaml:4:1: legacy.baoKmsProvider: it is gone"), "{told:?}");
+    let other = with(&names.replace("clusterId: c", "clusterId: d"));
+    let told = refused(&before, &other);
+    assert_eq!(told.len(), 1, "{told:?}");
+    let part = "vkp.yaml:4:57: legacy.baoKmsProvider.clusterId: it changes from c to d, and what";
+    assert!(told[0].starts_with(part), "{told:?}");
+    for after in [BASE, &other, &before] {
+        let after = format!("{after}retired: [legacy.baoKmsProvider]\n");
+        assert_eq!(refused(&before, &after), [""; 0]);
+    }
+    assert_eq!(refused(BASE, &before), [""; 0], "there was nothing to lose");
+}
+
+#[test]
+fn another_legacy_key_only_changes_who_is_asked_first() {
+    let with = |key: &str| format!("{BASE}legacy: {{ key: {key} }}\n");
+    assert_eq!(refused(&with("old"), &with("kube")), [""; 0]);
+    assert_eq!(refused(&with("old"), BASE), [""; 0]);
+}
+
+#[test]
 fn a_key_decrypts_before_it_encrypts() {
     let new_first = BASE.replace("[kube, old]", "[new, kube, old]");
     assert_eq!(
