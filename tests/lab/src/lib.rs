@@ -17,6 +17,7 @@
 //! | callers that never pause | [`Callers`] |
 //! | faults under load, and what they cost | [`chaos`] |
 //! | reloads without a pause | [`reloads`] |
+//! | moves to another key, version, Vault, API or plugin | [`moves`], [`OtherPlugin`] (a fake) |
 //! | kube-apiserver's own rules and storage formats | [`apiserver`] |
 //! | a receiver of traces | [`otlp`] |
 //! | waiting with a deadline | [`eventually`] |
@@ -40,7 +41,9 @@ mod fault;
 mod http_server;
 pub mod install;
 pub mod kms;
+pub mod moves;
 mod node;
+mod other_plugin;
 pub mod otlp;
 mod port;
 mod process;
@@ -64,6 +67,7 @@ pub use self::fake::{Answer, FakeVault, Received};
 pub use self::fault::{FaultProxy, Flow, Gate};
 pub use self::kms::Kms;
 pub use self::node::{Audited, Node};
+pub use self::other_plugin::OtherPlugin;
 pub use self::port::free_port;
 pub use self::signed_token::TokenIssuer;
 pub use self::systemd::Systemd;

@@ -1,12 +1,13 @@
 //! `cargo run -p lab -- demo`: the whole of vault-kms-proxy on one machine, told step by
 //! step. `cargo run -p lab -- chaos`: what faults cost. `cargo run -p lab -- reloads`: what
-//! reloads cost.
+//! reloads cost. `cargo run -p lab -- migrate`: what docs/migration.md shows.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use lab::chaos::Lateness;
+use lab::moves::Kind;
 
 mod binary;
 mod census;
@@ -28,6 +29,7 @@ Examples:
   cargo run -p lab -- chaos      one fault after the other under load, and what each cost
   cargo run -p lab -- reloads    a thousand reloads in a row under load, and what they cost
   cargo run -p lab -- census     what a count of 100,000 objects in etcd costs
+  cargo run -p lab -- migrate    every kind of move, and what the commands print at each step
   cargo run -p lab -- install    fetch OpenBao now, so that tests can run offline later
   cargo run -p lab -- cluster    a three-node cluster to play with, until Ctrl-C
 
@@ -93,6 +95,19 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         daemon: Option<PathBuf>,
     },
+    /// Moves all objects of a real etcd in each way that docs/migration.md knows, in the middle
+    /// of calls, and prints what an operator types and sees.
+    ///
+    /// The lab's paths and addresses are shown as those of an installation, and long lines are
+    /// broken. The exit code is 0 when every object was read at each step and no call failed.
+    Migrate {
+        /// Only this one.
+        #[arg(long, value_name = "KIND", value_parser = Kind::ALL.map(Kind::name))]
+        kind: Option<String>,
+        /// Use this daemon instead of building it with cargo.
+        #[arg(long, value_name = "FILE")]
+        daemon: Option<PathBuf>,
+    },
     /// Installs OpenBao, etcd and Python's gRPC (for the independent client) into target/lab.
     Install,
     /// Starts a three-node cluster with the keys `kube-2026` and `kube-secret-enc-key`,
@@ -114,6 +129,7 @@ async fn main() -> ExitCode {
             Command::Census { objects, rate, daemon } => {
                 Box::pin(census::run(objects, rate, daemon)).await
             }
+            Command::Migrate { kind, daemon } => Box::pin(migrate(kind, daemon)).await,
             Command::Install => install().await,
             Command::Cluster => Box::pin(cluster()).await,
         }
@@ -150,6 +166,16 @@ async fn reloads(count: u32, daemon: Option<PathBuf>) -> lab::Result {
     let daemon = binary::find(daemon).await?;
     lab::reloads::in_a_row(&daemon, count, 200).await?;
     lab::reloads::while_the_leader_is_killed(&daemon).await
+}
+
+async fn migrate(only: Option<String>, daemon: Option<PathBuf>) -> lab::Result {
+    let daemon = binary::find(daemon).await?;
+    for kind in Kind::ALL {
+        if only.as_ref().is_none_or(|only| only == kind.name()) {
+            println!("{}\n{}", kind.heading(), kind.walk(&daemon).await?);
+        }
+    }
+    Ok(())
 }
 
 async fn cluster() -> lab::Result {
