@@ -3,7 +3,8 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let kms = ["kms/v1beta1/api.proto", "kms/v2/api.proto"];
     let descriptors = protox::compile(kms, ["proto"])?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    let codec = "crate::kms::codec::KmsCodec";
+    tonic_prost_build::configure().codec_path(codec).compile_fds(descriptors)?;
 
     // Of etcd we are a client, and keys and values stay in the buffer that they came in.
     let etcd = ["etcd/kv.proto", "etcd/rpc.proto"];

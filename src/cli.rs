@@ -110,10 +110,25 @@ fn environment() -> Vec<(String, String)> {
     std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect()
 }
 
-/// The runtime that commands run on. Two threads at the least, so that one that waits for a
-/// disk does not hold up every call; more than eight have nothing to do.
+/// The runtime that commands run on, with a thread for each core up to eight: more have nothing
+/// to do.
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    let threads = std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8));
+    runtime_with(cores().clamp(2, 8))
+}
+
+/// The runtime that the daemon runs on: one thread for its calls, and one more for each four
+/// cores beyond seven. One answers more calls than Vault does, and a call that stays on it needs
+/// no other to be woken, which with two threads happened four times a call. What may block,
+/// such as a look at a file, has threads of its own.
+fn runtime_of_the_daemon() -> std::io::Result<tokio::runtime::Runtime> {
+    runtime_with((cores() / 4).clamp(1, 4))
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(2, std::num::NonZero::get)
+}
+
+fn runtime_with(threads: usize) -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()
 }
 

@@ -86,6 +86,7 @@ pub struct Cluster {
     settings: Arc<ClusterSettings>,
     transport: Arc<dyn Transport>,
     clock: Arc<VaultClock>,
+    link: authenticate::Link,
     token: token::TokenHandle,
     keeper: OwnedTask,
 }
@@ -127,9 +128,9 @@ impl Cluster {
         let link = authenticate::Link::new(&settings, &transport, &clock);
         let (token, keeper) = {
             let method = auth::method(&settings, &link);
-            token::keep(&settings, method, link, jitter)
+            token::keep(&settings, method, link.clone(), jitter)
         };
-        Arc::new(Self { settings, transport, clock, token, keeper })
+        Arc::new(Self { settings, transport, clock, link, token, keeper })
     }
 
     /// Its name in the configuration.
@@ -158,8 +159,7 @@ impl Cluster {
         operation: Operation,
         deadline: Deadline,
     ) -> Result<Answer, CallError> {
-        let link = authenticate::Link::new(&self.settings, &self.transport, &self.clock);
-        authenticate::call(&link, &self.token, operation, deadline).await
+        authenticate::call(&self.link, &self.token, operation, deadline).await
     }
 
     /// Waits until there is a token that Vault has accepted.

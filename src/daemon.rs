@@ -17,13 +17,12 @@ use crate::admin::AdminState;
 use crate::config::load::{Loaded, Sources};
 use crate::config::outline::Outline;
 use crate::config::settings::Settings;
-use crate::kms::{self, MAX_REQUEST_BYTES};
+use crate::kms::services::Services;
+use crate::kms::{self, CurrentKeyring};
 use crate::listener::connection::Connection;
 use crate::listener::inherited::Inherited;
 use crate::listener::moving;
 use crate::listener::unix::{self, BindError, BoundSocket};
-use crate::proto::v1beta1::key_management_service_server::KeyManagementServiceServer as V1Server;
-use crate::proto::v2::key_management_service_server::KeyManagementServiceServer as V2Server;
 use crate::task::unbroken;
 use crate::telemetry::Telemetry;
 
@@ -215,20 +214,18 @@ fn start_server(
     generations: &Arc<Generations>,
     stop: &CancellationToken,
 ) -> JoinHandle<Result<(), tonic::transport::Error>> {
-    let v1 = kms::v1::Service::new(Arc::clone(generations) as _);
-    let v2 = kms::v2::Service::new(Arc::clone(generations) as _, settings.keyring.status.version);
-    let router = Server::builder()
+    let keyring = Arc::clone(generations) as Arc<dyn CurrentKeyring>;
+    let services = Services::new(&keyring, settings.keyring.status.version);
+    let server = Server::builder()
         .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
         .http2_max_header_list_size(MAX_HEADER_LIST_BYTES)
         .http2_max_pending_accept_reset_streams(Some(MAX_CANCELLED_STREAMS))
         // A peer that went away without a word must not hold a connection for ever.
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
-        .layer(kms::stack::layers(&settings.kms))
-        .add_service(V1Server::new(v1).max_decoding_message_size(MAX_REQUEST_BYTES))
-        .add_service(V2Server::new(v2).max_decoding_message_size(MAX_REQUEST_BYTES));
+        .layer(kms::stack::layers(&settings.kms));
     let stopped = stop.clone().cancelled_owned();
-    tokio::spawn(router.serve_with_incoming_shutdown(connections, stopped))
+    tokio::spawn(server.serve_with_incoming_shutdown(services, connections, stopped))
 }
 
 fn server_end(

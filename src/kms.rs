@@ -1,15 +1,18 @@
 //! What kube-apiserver calls: KMS v1beta1 and KMS v2, on one socket.
 //!
-//! [`stack`] bounds every call in number and time, [`v1`] and [`v2`] read the messages,
-//! [`failure`] is the only place where an error becomes a gRPC code. [`connection`] is
-//! what is remembered of the connection that a call came on.
+//! [`stack`] bounds every call in number and time, [`services`] picks the service, [`v1`] and
+//! [`v2`] read the messages, [`failure`] is the only place where an error becomes a gRPC code.
+//! [`connection`] is what is remembered of the connection that a call came on, [`codec`] how
+//! large the buffers are that messages are read and written in.
 
 use std::sync::Arc;
 
 use crate::keyring::Keyring;
 
+pub mod codec;
 pub mod connection;
 pub mod failure;
+pub mod services;
 pub mod stack;
 pub mod v1;
 pub mod v2;

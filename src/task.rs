@@ -72,20 +72,29 @@ impl OwnedTask {
         })
     }
 
+    /// The same on a thread of its own: for work that may wait for a disk, or compute for
+    /// long, between one `await` and the next. Nothing of that holds up the threads of the calls.
+    pub fn spawn_apart<F>(name: &'static str, work: F) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let work = async move {
+            if caught(work).await.is_err() {
+                tell_panic(name, "it has ended, so restart the daemon");
+            }
+        };
+        let (token, work) = stoppable(work);
+        let runtime = tokio::runtime::Handle::current();
+        let handle = tokio::task::spawn_blocking(move || runtime.block_on(work));
+        Self { name, _cancel_on_drop: token.drop_guard(), handle }
+    }
+
     fn start<F>(name: &'static str, work: F) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let token = CancellationToken::new();
-        let stop = token.clone();
-        let handle = tokio::spawn(async move {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => {}
-                () = work => {}
-            }
-        });
-        Self { name, _cancel_on_drop: token.drop_guard(), handle }
+        let (token, work) = stoppable(work);
+        Self { name, _cancel_on_drop: token.drop_guard(), handle: tokio::spawn(work) }
     }
 
     /// The name that log lines use.
@@ -97,6 +106,23 @@ impl OwnedTask {
     pub fn is_finished(&self) -> bool {
         self.handle.is_finished()
     }
+}
+
+/// `work` that ends when the token is cancelled.
+fn stoppable<F>(work: F) -> (CancellationToken, impl Future<Output = ()> + Send + 'static)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let token = CancellationToken::new();
+    let stop = token.clone();
+    let work = async move {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            () = work => {}
+        }
+    };
+    (token, work)
 }
 
 /// Runs `work` to its end; `Err` when that is a panic. The panic hook has told of it then.
@@ -162,6 +188,23 @@ mod tests {
             std::future::pending::<()>().await;
             drop(held);
         });
+        assert!(!task.is_finished());
+        drop(task);
+        assert_eq!(seen.recv().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_task_apart_holds_up_no_other_while_it_blocks() {
+        let (go, may_go) = std::sync::mpsc::channel();
+        let (held, mut seen) = tokio::sync::mpsc::channel::<()>(1);
+        let task = OwnedTask::spawn_apart("test", async move {
+            // On the thread of this test, nobody would ever send.
+            may_go.recv_timeout(Duration::from_secs(60)).unwrap();
+            std::future::pending::<()>().await;
+            drop(held);
+        });
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        go.send(()).unwrap();
         assert!(!task.is_finished());
         drop(task);
         assert_eq!(seen.recv().await, None);

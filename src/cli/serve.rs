@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{EXIT_USAGE, complain, environment, fail, install_crypto_provider, runtime};
+use super::{
+    EXIT_USAGE, complain, environment, fail, install_crypto_provider, runtime_of_the_daemon,
+};
 use crate::clock::Deadline;
 use crate::config::load::{self, FileForm, Flags, Sources};
 use crate::daemon::kept::last_accepted;
@@ -124,7 +126,7 @@ pub fn run(serve: Serve) -> ExitCode {
         }
     };
     install_crypto_provider();
-    let runtime = match runtime() {
+    let runtime = match runtime_of_the_daemon() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
     };

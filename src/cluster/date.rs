@@ -5,16 +5,20 @@ use crate::clock::UnixSeconds;
 const MONTHS: [&str; 12] =
     ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
-/// Reads an HTTP `Date`, such as `Sun, 06 Nov 1994 08:49:37 GMT`.
+/// Reads an HTTP `Date`, such as `Sun, 06 Nov 1994 08:49:37 GMT`. Every answer has one, so it
+/// is read at fixed places.
 pub(crate) fn http(text: &str) -> Option<UnixSeconds> {
-    let mut words = text.split_once(", ")?.1.split(' ');
-    let day = number(words.next()?, 2)?;
-    let month = words.next()?;
-    let month = MONTHS.iter().position(|m| *m == month)? + 1;
-    let year = number(words.next()?, 4)?;
-    let time = words.next()?;
-    (words.next() == Some("GMT") && words.next().is_none())
-        .then(|| unix(year, i64::try_from(month).ok()?, day, time))?
+    let (day_of_the_week, date) = text.split_at_checked(text.len().checked_sub(24)?)?;
+    let separators = [(2, " "), (6, " "), (11, " "), (20, " GMT")];
+    let is_of_the_form = day_of_the_week.ends_with(", ")
+        && separators.iter().all(|(at, what)| date.get(*at..*at + what.len()) == Some(*what));
+    if !is_of_the_form {
+        return None;
+    }
+    let month = MONTHS.iter().position(|m| date.get(3..6) == Some(*m))? + 1;
+    let day = number(date.get(..2)?, 2)?;
+    let year = number(date.get(7..11)?, 4)?;
+    unix(year, i64::try_from(month).ok()?, day, date.get(12..20)?)
 }
 
 /// Reads an RFC 3339 time, such as `2024-05-16T00:00:00.123456789+02:00`; the fraction is
@@ -41,7 +45,7 @@ pub(crate) fn rfc3339(text: &str) -> Option<UnixSeconds> {
 
 fn number(text: &str, digits: usize) -> Option<i64> {
     let fits = text.len() == digits && text.bytes().all(|b| b.is_ascii_digit());
-    fits.then(|| text.parse().ok())?
+    fits.then(|| text.bytes().fold(0, |sum, digit| sum * 10 + i64::from(digit - b'0')))
 }
 
 fn unix(year: i64, month: i64, day: i64, time: &str) -> Option<UnixSeconds> {

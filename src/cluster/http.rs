@@ -14,8 +14,9 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use http::{HeaderName, HeaderValue, Request, Response, Uri};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST};
+use http::uri::{PathAndQuery, Scheme};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as _, Incoming};
 use hyper_rustls::HttpsConnector;
@@ -69,6 +70,9 @@ const MAX_CLOSED_CONNECTIONS: usize = MAX_IDLE;
 /// a timed-out connection must be poisoned.
 const OFFER_HTTP2: bool = false;
 
+/// Headers of a request, with those that hyper adds.
+const MOST_HEADERS: usize = 8;
+
 const X_VAULT_REQUEST: HeaderName = HeaderName::from_static("x-vault-request");
 const X_VAULT_TOKEN: HeaderName = HeaderName::from_static("x-vault-token");
 const X_VAULT_NAMESPACE: HeaderName = HeaderName::from_static("x-vault-namespace");
@@ -80,6 +84,8 @@ type Pool = Client<Within<HttpsConnector<Dial>>, Full<Bytes>>;
 pub struct Http {
     address: Address,
     tls: LoadedTls,
+    /// The `Host` header; hyper would write it anew for each request.
+    host: Option<HeaderValue>,
     connections: Arc<ArcSwap<Connections>>,
 }
 
@@ -99,7 +105,7 @@ impl Http {
     pub fn new(address: Address, tls: &LoadedTls) -> Self {
         let connections = Connections::new(&address, tls.snapshot());
         let connections = Arc::new(ArcSwap::from_pointee(connections));
-        Self { address, tls: tls.clone(), connections }
+        Self { host: host(&address.url), address, tls: tls.clone(), connections }
     }
 
     /// The client over the TLS that holds now. After a change of its files, requests in
@@ -167,7 +173,7 @@ impl Http {
             served.mark();
         }
         let (head, body) = response.into_parts();
-        let body = collect(Response::from_parts(head.clone(), body)).await?;
+        let body = collect(&head.headers, body).await?;
         let address = self.address.name.clone();
         Ok(Answer { status: head.status, headers: head.headers, body, address })
     }
@@ -175,12 +181,15 @@ impl Http {
     fn request(&self, attempt: &Attempt) -> Result<Request<Full<Bytes>>, Fault> {
         let call = &attempt.call;
         let operation = &call.operation;
-        let uri = Uri::builder()
-            .scheme(self.address.url.scheme_str().unwrap_or("https"))
-            .authority(self.address.url.authority().map_or("", |a| a.as_str()))
-            .path_and_query(operation.path.as_str())
-            .build()
-            .map_err(|_| Fault::Unsendable("its path is not a valid one"))?;
+        let unsendable = Fault::Unsendable("its path is not a valid one");
+        let Ok(path) = PathAndQuery::try_from(operation.path.as_str()) else {
+            return Err(unsendable);
+        };
+        // Scheme and authority were parsed with the configuration; only the path is new.
+        let mut parts = self.address.url.clone().into_parts();
+        parts.scheme.get_or_insert(Scheme::HTTPS);
+        parts.path_and_query = Some(path);
+        let Ok(uri) = Uri::from_parts(parts) else { return Err(unsendable) };
         let body = match &operation.body {
             None => Bytes::new(),
             Some(bytes) if bytes.len() > MAX_REQUEST => {
@@ -193,6 +202,10 @@ impl Http {
         *request.method_mut() = operation.method.clone();
         *request.uri_mut() = uri;
         let headers = request.headers_mut();
+        headers.reserve(MOST_HEADERS);
+        if let Some(host) = &self.host {
+            headers.insert(HOST, host.clone());
+        }
         headers.insert(X_VAULT_REQUEST, HeaderValue::from_static("true"));
         if operation.body.is_some() {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -264,15 +277,23 @@ impl Connections {
     }
 }
 
+/// Host and port as `Host` has them: without the port that the scheme stands for.
+fn host(url: &Uri) -> Option<HeaderValue> {
+    let host = url.host()?;
+    let usual = if url.scheme() == Some(&Scheme::HTTP) { 80 } else { 443 };
+    match url.port_u16().filter(|port| *port != usual) {
+        Some(port) => HeaderValue::try_from(format!("{host}:{port}")).ok(),
+        None => HeaderValue::from_str(host).ok(),
+    }
+}
+
 /// Takes the body in, up to [`MAX_ANSWER`], into one buffer that is wiped when dropped.
-async fn collect(response: Response<Incoming>) -> Result<Zeroizing<Vec<u8>>, Failure> {
+async fn collect(headers: &HeaderMap, mut body: Incoming) -> Result<Zeroizing<Vec<u8>>, Failure> {
     let too_large = || Fault::Broken(format!("its body is over {} MiB", MAX_ANSWER >> 20));
-    let announced = response
-        .headers()
+    let announced = headers
         .get(CONTENT_LENGTH)
         .and_then(|v| v.to_str().ok()?.parse::<usize>().ok())
         .unwrap_or(0);
-    let mut body = response.into_body();
     if announced > MAX_ANSWER || body.size_hint().lower() > MAX_ANSWER as u64 {
         return Err(Failure::fresh(too_large()));
     }

@@ -62,6 +62,8 @@ pub struct Retry<H> {
 
 struct Shared {
     cluster: ClusterName,
+    /// The label that names it; a copy of it copies no text.
+    label: KeyValue,
     outlook: Arc<dyn Outlook>,
     jitter: Arc<Jitter>,
     budget: Budget,
@@ -82,7 +84,8 @@ impl RetryLayer {
         jitter: Arc<Jitter>,
         budget: Budget,
     ) -> Self {
-        Self { shared: Arc::new(Shared { cluster, outlook, jitter, budget }) }
+        let label = KeyValue::new("cluster", Arc::<str>::from(cluster.as_str()));
+        Self { shared: Arc::new(Shared { cluster, label, outlook, jitter, budget }) }
     }
 }
 
@@ -120,10 +123,7 @@ where
             let verb = call.operation.verb;
             let mut progress = Progress::default();
             let result = shared.run(hedge, call, &mut progress).await;
-            let labels = [
-                KeyValue::new("cluster", shared.cluster.as_str().to_owned()),
-                KeyValue::new("verb", verb.as_str()),
-            ];
+            let labels = [shared.label.clone(), KeyValue::new("verb", verb.as_str())];
             metrics::record(Metric::AttemptsPerCall, f64::from(progress.sent), &labels);
             result.map_err(|kind| shared.error(progress.end(kind), progress.failed))
         }
@@ -226,8 +226,7 @@ impl Shared {
         }
         if !self.budget.withdraw() {
             progress.is_over_budget = true;
-            let labels = [KeyValue::new("cluster", self.cluster.as_str().to_owned())];
-            metrics::add(Metric::RetriesRefused, 1, &labels);
+            metrics::add(Metric::RetriesRefused, 1, std::slice::from_ref(&self.label));
         }
         Ok(())
     }

@@ -3,9 +3,10 @@
 //! It stands over `classify`, so that both tell what the answer meant and not only its
 //! status. No token and no body comes near a span.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use opentelemetry::KeyValue;
+use opentelemetry::{KeyValue, Value};
 use tokio::time::Instant;
 use tracing::{Span, field, info_span};
 
@@ -28,6 +29,8 @@ pub struct Trace {
     cluster: ClusterName,
     address: Address,
     breaker: BreakerState,
+    /// What all of this address's measurements say alike; a copy of it copies no text.
+    labels: [KeyValue; 2],
 }
 
 /// An attempt under way.
@@ -44,7 +47,12 @@ pub struct Traced {
 impl Trace {
     /// Attempts at `address` of `cluster`, whose breaker is `breaker`.
     pub fn new(cluster: ClusterName, address: Address, breaker: BreakerState) -> Self {
-        Self { cluster, address, breaker }
+        let shared = |text: &str| Value::from(Arc::<str>::from(text));
+        let labels = [
+            KeyValue::new("cluster", shared(cluster.as_str())),
+            KeyValue::new("server.address", shared(address.name.as_str())),
+        ];
+        Self { cluster, address, breaker, labels }
     }
 
     fn make_span(&self, attempt: &Attempt) -> Span {
@@ -111,12 +119,13 @@ impl Trace {
                 }
             }
         }
+        let [cluster, address] = self.labels.clone();
         metrics::record(
             Metric::AttemptDuration,
             took.as_secs_f64(),
             &[
-                KeyValue::new("cluster", self.cluster.as_str().to_owned()),
-                KeyValue::new("server.address", self.address.name.as_str().to_owned()),
+                cluster,
+                address,
                 KeyValue::new("verb", verb.as_str()),
                 KeyValue::new("reason", reason.as_str()),
                 KeyValue::new("outcome", outcome),
@@ -162,7 +171,7 @@ fn request_id(body: &[u8]) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     use tower::{Layer as _, ServiceExt as _};
     use tracing::field::{Field, Visit};

@@ -129,7 +129,8 @@ impl Reloader {
             parts,
         };
         let wake = Arc::clone(&requested);
-        let task = OwnedTask::spawn("reload", async move {
+        // It reads files, and a file system may hang.
+        let task = OwnedTask::spawn_apart("reload", async move {
             work.first(&wake).await;
             loop {
                 work.asked(&wake).await;

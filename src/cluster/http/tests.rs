@@ -137,6 +137,21 @@ async fn the_trace_goes_on_to_vault() {
     assert!(sent.starts_with(&format!("00-{trace}-")), "{sent}");
 }
 
+#[test]
+fn the_host_is_named_with_its_port_unless_that_is_the_schemes() {
+    for (url, named) in [
+        ("https://vault:8200", "vault:8200"),
+        ("https://vault", "vault"),
+        ("https://vault:443/", "vault"),
+        ("http://vault:443", "vault:443"),
+        ("http://vault:80", "vault"),
+        ("https://[::1]:8200", "[::1]:8200"),
+        ("https://user@192.0.2.1:8200", "192.0.2.1:8200"),
+    ] {
+        assert_eq!(host(&url.parse().unwrap()).unwrap(), named, "{url}");
+    }
+}
+
 #[tokio::test]
 async fn a_redirect_is_an_answer_and_is_not_followed() {
     let (port, _server) = server(|number, mut stream| async move {

@@ -1,6 +1,7 @@
 //! `cargo run -p lab -- demo`: the whole of vault-kms-proxy on one machine, told step by
 //! step. `cargo run -p lab -- chaos`: what faults cost. `cargo run -p lab -- reloads`: what
-//! reloads cost. `cargo run -p lab -- migrate`: what docs/migration.md shows.
+//! reloads cost. `cargo run -p lab -- instructions`: what one call costs the daemon.
+//! `cargo run -p lab -- migrate`: what docs/migration.md shows.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,6 +13,7 @@ use lab::moves::Kind;
 mod binary;
 mod census;
 mod demo;
+mod instructions;
 mod table;
 
 /// Runs real parts around vault-kms-proxy: OpenBao clusters on loopback, in a temporary
@@ -30,6 +32,7 @@ Examples:
   cargo run -p lab -- reloads    a thousand reloads in a row under load, and what they cost
   cargo run -p lab -- census     what a count of 100,000 objects in etcd costs
   cargo run -p lab -- migrate    every kind of move, and what the commands print at each step
+  cargo run -p lab -- instructions  what one call costs the daemon (needs valgrind)
   cargo run -p lab -- install    fetch OpenBao now, so that tests can run offline later
   cargo run -p lab -- cluster    a three-node cluster to play with, until Ctrl-C
 
@@ -108,6 +111,20 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         daemon: Option<PathBuf>,
     },
+    /// Counts the instructions that one call of one caller costs the daemon, under valgrind,
+    /// which must be installed. For the names of functions, build with
+    /// `CARGO_PROFILE_RELEASE_STRIP=false CARGO_PROFILE_RELEASE_DEBUG=line-tables-only`.
+    Instructions {
+        /// How many calls of each kind.
+        #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(10..=100_000))]
+        calls: u32,
+        /// Where the profiles stay.
+        #[arg(long, value_name = "FOLDER", default_value = "target/instructions")]
+        keep: PathBuf,
+        /// Use this daemon instead of building it with cargo.
+        #[arg(long, value_name = "FILE")]
+        daemon: Option<PathBuf>,
+    },
     /// Installs OpenBao, etcd and Python's gRPC (for the independent client) into target/lab.
     Install,
     /// Starts a three-node cluster with the keys `kube-2026` and `kube-secret-enc-key`,
@@ -130,6 +147,9 @@ async fn main() -> ExitCode {
                 Box::pin(census::run(objects, rate, daemon)).await
             }
             Command::Migrate { kind, daemon } => Box::pin(migrate(kind, daemon)).await,
+            Command::Instructions { calls, keep, daemon } => {
+                Box::pin(instructions::run(daemon, calls as usize, &keep)).await
+            }
             Command::Install => install().await,
             Command::Cluster => Box::pin(cluster()).await,
         }
