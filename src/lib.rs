@@ -13,6 +13,8 @@
 //! `telemetry`, `clock`, `secret`, `task`, `blocking`). `daemon` and `cli` put them together.
 
 pub mod admin;
+#[doc(hidden)]
+pub mod benched;
 pub(crate) mod blocking;
 pub mod cli;
 pub mod clock;

@@ -171,6 +171,14 @@ async fn ipv6_addresses_are_reached_as_numbers_and_behind_names() -> lab::Result
         let labels = format!("server_address=\"{label}\"");
         let attempts = "vault_kms_proxy_attempt_duration_seconds_count";
         assert!(daemon.metric(attempts, &labels).await? > 0.0, "no metric of {label}");
+        for result in ["good", "bad"] {
+            let labels = format!("result=\"{result}\",{labels}");
+            eventually(&format!("a {result} probe of {label} is counted"), PATIENCE, || async {
+                let counted = daemon.metric("vault_kms_proxy_probes_total", &labels).await?;
+                Ok((counted > 0.0).then_some(()))
+            })
+            .await?;
+        }
         proxy.heal().await?;
         eventually("it answers again", PATIENCE, || async {
             Ok(daemon.kms().v1().encrypt(&[7; 32]).await.ok())

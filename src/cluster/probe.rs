@@ -30,6 +30,8 @@ use super::pool::members::Members;
 use crate::clock::{Deadline, TimeSource, Told};
 use crate::task::OwnedTask;
 use health::Health;
+#[cfg(test)]
+pub(crate) use watch::BUSY_FOR;
 pub use watch::Watch;
 
 mod health;
@@ -176,6 +178,7 @@ where
             let is_in_hurry = !self.is_closed() && memory.silent.is_multiple_of(2);
             let patience = if is_in_hurry { policy.patience } else { policy.long_patience };
             let found = self.look(patience, &mut memory).await;
+            self.watch.count_probe(&self.address, found.as_str());
             memory.silent = if found == Found::Silence { memory.silent + 1 } else { 0 };
             let is_good = found == Found::Good;
             memory.hasty += u32::from(!is_good);
@@ -301,6 +304,18 @@ where
                 () = resumed => {}
                 () = sleep_until(due) => {}
             }
+        }
+    }
+}
+
+// === impl Found ===
+
+impl Found {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Good => "good",
+            Self::Bad => "bad",
+            Self::Silence => "silent",
         }
     }
 }

@@ -33,6 +33,7 @@ use crate::clock::{Deadline, Jitter, VaultClock};
 use crate::config::settings::{ClusterName, ClusterSettings};
 use crate::task::OwnedTask;
 
+mod modelled;
 mod trial;
 
 type ToOneAddress = BoxCloneSyncService<Attempt, Answer, AttemptError>;

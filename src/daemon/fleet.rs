@@ -24,6 +24,7 @@ use crate::transit::http_key::HttpTransitKey;
 use model::{Course, Kind, Model, Phase, TOKEN_TTL};
 use story::{ALL_BUT_PROBES, Ended, Story};
 
+mod cost;
 mod model;
 mod story;
 
@@ -85,7 +86,8 @@ impl Daemon {
                 let is_good = outcome.is_ok_and(|answer| answer.status.is_success());
                 Ended { began, took: called.elapsed(), is_good }
             });
-            tokio::time::sleep(jitter.full(fleet.between_calls * 2)).await;
+            let left = Duration::from_secs(fleet.end).saturating_sub(model.elapsed());
+            tokio::time::sleep(jitter.full(fleet.between_calls * 2).min(left)).await;
         }
         calls.join_all().await
     }

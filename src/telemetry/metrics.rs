@@ -141,6 +141,9 @@ metrics! {
     /// 5 not initialised, 6 disaster recovery secondary, 7 removed from its cluster.
     AddressRole = Kind::Gauge, "vault_kms_proxy.address.role", "{role}",
         ["cluster", "server.address"];
+    /// Health checks of each address: `good`, `bad`, or `silent` when no answer came in time.
+    Probes = Kind::Counter, "vault_kms_proxy.probes", "{probe}",
+        ["cluster", "server.address", "result"];
     /// Logins that were only rehearsed: `ok`, `refused`, `unreachable`, or `skipped` because
     /// they would have cost something.
     LoginRehearsals = Kind::Counter, "vault_kms_proxy.logins.rehearsed", "{login}",

@@ -17,7 +17,7 @@ use crate::config::settings::ClusterName;
 use crate::telemetry::metrics::{self, Metric};
 
 /// For this long after a call the cluster is busy.
-const BUSY_FOR: Duration = Duration::from_secs(10);
+pub(crate) const BUSY_FOR: Duration = Duration::from_secs(10);
 
 /// What is known of a cluster beside its addresses: Vault's clock, whether anybody calls,
 /// and whether its addresses belong together.
@@ -112,11 +112,19 @@ impl Watch {
     }
 
     pub(super) fn show_role(&self, address: &Address) {
-        let labels = [
+        metrics::set(Metric::AddressRole, address.role.get().as_metric(), &self.labels(address));
+    }
+
+    pub(super) fn count_probe(&self, address: &Address, result: &'static str) {
+        let [cluster, name] = self.labels(address);
+        metrics::add(Metric::Probes, 1, &[cluster, name, KeyValue::new("result", result)]);
+    }
+
+    fn labels(&self, address: &Address) -> [KeyValue; 2] {
+        [
             KeyValue::new("cluster", self.cluster.as_str().to_owned()),
             KeyValue::new("server.address", address.name.as_str().to_owned()),
-        ];
-        metrics::set(Metric::AddressRole, address.role.get().as_metric(), &labels);
+        ]
     }
 }
 

@@ -14,6 +14,7 @@ mod binary;
 mod census;
 mod demo;
 mod instructions;
+mod scale;
 mod table;
 
 /// Runs real parts around vault-kms-proxy: OpenBao clusters on loopback, in a temporary
@@ -33,6 +34,7 @@ Examples:
   cargo run -p lab -- census     what a count of 100,000 objects in etcd costs
   cargo run -p lab -- migrate    every kind of move, and what the commands print at each step
   cargo run -p lab -- instructions  what one call costs the daemon (needs valgrind)
+  cargo run -p lab -- scale      what fifty daemons ask of one cluster
   cargo run -p lab -- install    fetch OpenBao now, so that tests can run offline later
   cargo run -p lab -- cluster    a three-node cluster to play with, until Ctrl-C
 
@@ -125,6 +127,20 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         daemon: Option<PathBuf>,
     },
+    /// Starts many daemons on one cluster of three nodes, lets them idle and then decrypt now
+    /// and then, and prints what they asked of it beside what was to be expected
+    /// (docs/scale.md).
+    Scale {
+        /// How many.
+        #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=500))]
+        daemons: u16,
+        /// How long each half lasts.
+        #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(10..=3600))]
+        seconds: u64,
+        /// Use this daemon instead of building it with cargo.
+        #[arg(long, value_name = "FILE")]
+        daemon: Option<PathBuf>,
+    },
     /// Installs OpenBao, etcd and Python's gRPC (for the independent client) into target/lab.
     Install,
     /// Starts a three-node cluster with the keys `kube-2026` and `kube-secret-enc-key`,
@@ -149,6 +165,9 @@ async fn main() -> ExitCode {
             Command::Migrate { kind, daemon } => Box::pin(migrate(kind, daemon)).await,
             Command::Instructions { calls, keep, daemon } => {
                 Box::pin(instructions::run(daemon, calls as usize, &keep)).await
+            }
+            Command::Scale { daemons, seconds, daemon } => {
+                Box::pin(scale::run(usize::from(daemons), seconds, daemon)).await
             }
             Command::Install => install().await,
             Command::Cluster => Box::pin(cluster()).await,
