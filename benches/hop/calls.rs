@@ -15,11 +15,11 @@ use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint, Server};
 use vault_kms_proxy::clock::Deadline;
 use vault_kms_proxy::keyring::{DecryptHints, Keyring};
+use vault_kms_proxy::kms::services::Services;
 use vault_kms_proxy::kms::{self, CurrentKeyring, NotServing};
 use vault_kms_proxy::listener::connection::Connection;
 use vault_kms_proxy::proto::v1beta1::DecryptRequest;
 use vault_kms_proxy::proto::v1beta1::key_management_service_client::KeyManagementServiceClient;
-use vault_kms_proxy::proto::v1beta1::key_management_service_server::KeyManagementServiceServer;
 use vault_kms_proxy::secret::Plaintext;
 use vault_kms_proxy::transit::{TransitKey as _, VaultCiphertext};
 
@@ -110,7 +110,7 @@ fn ciphertext(seed: [u8; 32]) -> VaultCiphertext {
     VaultCiphertext::try_new(1, &payload(&seed)).expect("Transit's form")
 }
 
-/// A client of the v1 service at the other end of a socket pair.
+/// A client of the services at the other end of a socket pair.
 async fn serve<C>(
     inside: &Inside,
     accept: impl FnOnce(UnixStream) -> io::Result<C>,
@@ -121,10 +121,10 @@ where
     let (near, far) = UnixStream::pair().expect("a socket pair");
     let accepted = accept(far).expect("a connection");
     let connections = stream::once(async { Ok::<_, io::Error>(accepted) }).chain(stream::pending());
-    let service = kms::v1::Service::new(Arc::new(Fixed(Arc::clone(&inside.keyring))));
-    let mut server = Server::builder().layer(kms::stack::layers(&inside.settings.kms));
-    let router = server.add_service(KeyManagementServiceServer::new(service));
-    tokio::spawn(router.serve_with_incoming(connections));
+    let keyring = Arc::new(Fixed(Arc::clone(&inside.keyring))) as Arc<dyn CurrentKeyring>;
+    let services = Services::new(&keyring, inside.settings.keyring.status.version);
+    let server = Server::builder().layer(kms::stack::layers(&inside.settings.kms));
+    tokio::spawn(server.serve_with_incoming(services, connections));
     let mut near = Some(near);
     let dial = tower::service_fn(move |_: http::Uri| {
         let near = near.take().map(TokioIo::new);

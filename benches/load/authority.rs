@@ -28,9 +28,9 @@ use vault_kms_proxy::keyring::Keyring;
 use vault_kms_proxy::keyring::kek::Kek;
 use vault_kms_proxy::keyring::memory::KekMemory;
 use vault_kms_proxy::kms::connection::{ConnectionInfo, PeerCredentials};
+use vault_kms_proxy::kms::services::Services;
 use vault_kms_proxy::kms::{self, CurrentKeyring, NotServing};
 use vault_kms_proxy::listener::{moving, unix};
-use vault_kms_proxy::proto::v1beta1::key_management_service_server::KeyManagementServiceServer;
 use vault_kms_proxy::transit::{HttpTransitKey, TransitVerdicts};
 
 use crate::measure::Measured;
@@ -121,10 +121,11 @@ fn serve<C>(
     C: Connected<ConnectInfo = Arc<ConnectionInfo>> + AsyncRead + AsyncWrite,
     C: Send + Unpin + 'static,
 {
-    let service = kms::v1::Service::new(Arc::new(Fixed(Arc::clone(keyring))));
-    let mut server = tonic::transport::Server::builder().layer(kms::stack::layers(&settings.kms));
-    let router = server.add_service(KeyManagementServiceServer::new(service));
-    tokio::spawn(router.serve_with_incoming_shutdown(connections, stop.cancelled_owned()));
+    let keyring = Arc::new(Fixed(Arc::clone(keyring))) as Arc<dyn CurrentKeyring>;
+    let services = Services::new(&keyring, settings.keyring.status.version);
+    let server = tonic::transport::Server::builder().layer(kms::stack::layers(&settings.kms));
+    let stopped = stop.cancelled_owned();
+    tokio::spawn(server.serve_with_incoming_shutdown(services, connections, stopped));
 }
 
 fn bare(socket: &Path) -> Result<impl Stream<Item = io::Result<Bare>> + Send + use<>> {
