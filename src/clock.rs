@@ -80,6 +80,11 @@ impl Deadline {
         self.remaining().is_zero()
     }
 
+    /// The later of the two.
+    pub fn max(self, other: Self) -> Self {
+        Self(self.0.max(other.0))
+    }
+
     /// The earlier of the two.
     pub fn min(self, other: Self) -> Self {
         Self(self.0.min(other.0))

@@ -73,6 +73,12 @@ pub trait Transport: Send + Sync + 'static {
         true
     }
 
+    /// What each address has to do with a call that gets no answer in time, and was not sent
+    /// itself: it waited for what others were sent with.
+    fn overdue(&self) -> Vec<AttemptError> {
+        Vec::new()
+    }
+
     /// Vault's wall clock, where this learns it by itself; it learns from answers too.
     fn clock(&self) -> Arc<VaultClock> {
         Arc::default()
@@ -107,6 +113,10 @@ impl Transport for Stack {
 
     fn is_usable(&self) -> bool {
         self.addresses().iter().any(|address| address.breaker == breaker::BreakerPhase::Closed)
+    }
+
+    fn overdue(&self) -> Vec<AttemptError> {
+        Self::overdue(self)
     }
 
     fn clock(&self) -> Arc<VaultClock> {
@@ -179,6 +189,20 @@ impl Cluster {
     /// out.
     pub fn is_usable(&self) -> bool {
         self.token.state().has_token && self.transport.is_usable()
+    }
+
+    /// The error of a call whose deadline has come while it waited for what others had been
+    /// sent with. It tells what the error of a call of its own would.
+    pub fn overdue(&self) -> CallError {
+        if let Some(why) = self.token.missing() {
+            return self.no_token(why);
+        }
+        let attempts = self.transport.overdue();
+        let is_silence = |a: &AttemptError| matches!(a.fault, Fault::Deadline | Fault::Silent(_));
+        // as the retry layer tells an outage, whatever the moment of the deadline
+        let is_outage = !attempts.iter().all(is_silence);
+        let kind = if is_outage { CallErrorKind::Exhausted } else { CallErrorKind::Deadline };
+        CallError { cluster: self.name().clone(), kind, attempts }
     }
 
     fn no_token(&self, why: String) -> CallError {

@@ -3,9 +3,11 @@
 //! [`TransitKey`] is what the keyring sees. [`http_key::HttpTransitKey`] is the real
 //! one; the keyring's unit tests put a scripted one in its place. Its requests and answers
 //! are in `wire`, the meaning of answers in [`verdict`]. A key that several clusters hold is
-//! one to the keyring, too: [`replicas`]. Batching will stand between
-//! [`http_key`] and the cluster as `batch`, per path and verb; nothing above will see it.
+//! one to the keyring, too: [`replicas`]. Calls that come together are sent together: `batch`
+//! stands between [`http_key`] and the cluster, for each path and verb, and nothing above
+//! sees it.
 
+mod batch;
 pub mod http_key;
 pub mod replicas;
 pub mod verdict;
@@ -13,6 +15,7 @@ mod wire;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
@@ -150,7 +153,7 @@ pub struct TierCondition {
 
 /// A ciphertext as Transit writes it: `vault:vN:<base64>`, with a well-formed version and
 /// base64 payload; and the associated data that it was made with.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct VaultCiphertext {
     version: u32,
     payload: String,
@@ -188,7 +191,7 @@ pub struct KeyMetadata {
 }
 
 /// A Transit verb that failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("key `{mount}/{key}`: {}", with_path(cause, mount, key))]
 pub struct TransitError {
     /// The Transit engine's mount path.
@@ -201,7 +204,7 @@ pub struct TransitError {
 }
 
 /// Why a Transit verb failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum TransitCause {
     /// Vault said no, and asking again or elsewhere would not change it.
     #[error("{refusal} ({address})")]
@@ -213,7 +216,13 @@ pub enum TransitCause {
     },
     /// No address could answer.
     #[error("{0}")]
-    Unavailable(#[source] CallError),
+    Unavailable(#[source] Arc<CallError>),
+    /// So many calls wait for answers already that this one was not sent.
+    #[error(
+        "{0} calls wait for it already, so this one was not sent; Vault is slower than it is \
+         called, see vault_kms_proxy_attempt_duration_seconds"
+    )]
+    Crowded(usize),
     /// Vault answered success with something that must not be handed on.
     #[error("{address} answered {what}; the answer was thrown away")]
     Unacceptable {
@@ -351,7 +360,10 @@ impl TransitError {
 
     /// Somebody who might have done it could not be asked, or did not answer in time.
     pub const fn is_outage(&self) -> bool {
-        matches!(self.cause, TransitCause::Unavailable(_) | TransitCause::Clusters(_))
+        matches!(
+            self.cause,
+            TransitCause::Unavailable(_) | TransitCause::Crowded(_) | TransitCause::Clusters(_)
+        )
     }
 
     /// What Vault refused, when it did.
@@ -359,6 +371,7 @@ impl TransitError {
         match &self.cause {
             TransitCause::Refused { refusal, .. } => Some(refusal),
             TransitCause::Unavailable(_)
+            | TransitCause::Crowded(_)
             | TransitCause::Unacceptable { .. }
             | TransitCause::Clusters(_) => None,
         }

@@ -19,7 +19,7 @@ use super::http::Http;
 use super::index::HandOn;
 use super::operation::{AddressIndex, AddressName, Answer, Attempt, Call, Classify, MAX_ADDRESSES};
 use super::pool::members::{Members, Site};
-use super::pool::{Endpoint, Pool};
+use super::pool::{Endpoint, Outlook, Pool};
 use super::probe::{ProbePolicy, Watch, probe_all};
 use super::resolve::first::{self, First, Unknown};
 use super::resolve::follow::{self, Name};
@@ -43,6 +43,7 @@ type ToOneAddress = BoxCloneSyncService<Attempt, Answer, AttemptError>;
 pub struct Stack {
     service: BoxCloneSyncService<Call, Answer, CallError>,
     members: Members<ToOneAddress>,
+    outlook: Arc<dyn Outlook>,
     names: Arc<[Followed]>,
     watch: Arc<Watch>,
     _probes: Option<Arc<OwnedTask>>,
@@ -186,12 +187,13 @@ impl Stack {
         probes: Option<ProbePolicy>,
     ) -> Self {
         let pool = Pool::new(cluster.clone(), members.clone(), Arc::clone(jitter));
+        let outlook = pool.outlook();
         let delay = Arc::new(RecentLatency::default());
         let service = ServiceBuilder::new()
             // the boundary: whoever calls sees no type of a layer
             .layer(BoxCloneSyncService::layer())
             // outermost, so that one call's repeats share its deadline and its bound
-            .layer(RetryLayer::new(cluster.clone(), pool.outlook(), Arc::clone(jitter)))
+            .layer(RetryLayer::new(cluster.clone(), Arc::clone(&outlook), Arc::clone(jitter)))
             // over the pool, for it is another address that joins a silent one
             .layer(HedgeLayer::new(cluster.clone(), delay))
             // chooses an address and goes through its breaker
@@ -199,7 +201,7 @@ impl Stack {
         let watch = Arc::new(Watch::new(cluster.clone(), Arc::clone(jitter)));
         let probe = |policy| Arc::new(probe_all(members.clone(), Arc::clone(&watch), policy));
         let _probes = probes.map(probe);
-        Self { service, members, names: Arc::new([]), watch, _probes }
+        Self { service, members, outlook, names: Arc::new([]), watch, _probes }
     }
 
     /// Asks until an address answers, at most until the call's deadline.
@@ -209,6 +211,12 @@ impl Stack {
     pub async fn call(&self, call: Call) -> Result<Answer, CallError> {
         self.watch.note_call(call.operation.verb);
         self.service.clone().oneshot(call).await
+    }
+
+    /// What each address has to do with a call that gets no answer in time, and was not sent
+    /// itself.
+    pub fn overdue(&self) -> Vec<AttemptError> {
+        self.outlook.overdue()
     }
 
     /// Waits until every name has been asked for once, or until `deadline`: for whoever

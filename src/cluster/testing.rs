@@ -33,6 +33,7 @@ pub(crate) struct Seen {
     pub(crate) namespace: Option<String>,
     pub(crate) token: Option<String>,
     pub(crate) body: String,
+    pub(crate) needs_active: bool,
 }
 
 /// What the closure says.
@@ -306,6 +307,7 @@ impl Transport for Scripted {
             namespace: operation.namespace.clone(),
             token: call.token.as_ref().map(|t| t.expose_secret().to_owned()),
             body: body.unwrap_or_default(),
+            needs_active: operation.needs_active,
         };
         self.seen.lock().unwrap().push(seen.clone());
         let reply = (self.script)(&seen);

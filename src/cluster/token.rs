@@ -210,6 +210,12 @@ impl TokenHandle {
         })
     }
 
+    /// Why there is no token now, when there is none.
+    pub(super) fn missing(&self) -> Option<String> {
+        let has_token = self.current.read(|current| current.usable().is_some());
+        (!has_token).then(|| self.reason())
+    }
+
     async fn wait<T>(&self, deadline: Deadline, pick: impl Fn(&Current) -> Option<T>) -> Option<T> {
         tokio::time::timeout_at(deadline.instant(), self.current.wait_for(pick)).await.ok()?.ok()
     }

@@ -268,7 +268,7 @@ impl FakeTransit {
         let latency = self.script.lock().unwrap().latency;
         let cause = |kind| {
             let cluster = self.cluster.clone();
-            TransitCause::Unavailable(CallError { cluster, kind, attempts: Vec::new() })
+            TransitCause::Unavailable(Arc::new(CallError { cluster, kind, attempts: Vec::new() }))
         };
         let slept = tokio::time::timeout_at(deadline.instant(), tokio::time::sleep(latency)).await;
         let mut script = self.script.lock().unwrap();
@@ -373,7 +373,7 @@ impl TransitKey for FakeTransit {
             let kind = CallErrorKind::Undecided;
             let cluster = self.cluster.clone();
             let error = CallError { cluster, kind, attempts: Vec::new() };
-            let cause = TransitCause::Unavailable(error);
+            let cause = TransitCause::Unavailable(Arc::new(error));
             let error = TransitError { mount: "transit".into(), key: "fake".into(), cause };
             return Box::pin(std::future::ready(Err(error)));
         }

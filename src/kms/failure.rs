@@ -7,7 +7,7 @@
 use tonic::{Code, Status};
 
 use super::NotServing;
-use crate::cluster::{CallError, CallErrorKind};
+use crate::cluster::CallErrorKind;
 use crate::keyring::KeyringError;
 use crate::transit::{Refusal, TransitCause, TransitError};
 
@@ -89,10 +89,12 @@ fn transit_code(error: &TransitError) -> Code {
             | Refusal::AboveLatest
             | Refusal::Misconfigured(_) => Code::FailedPrecondition,
         },
-        TransitCause::Unavailable(CallError { kind: CallErrorKind::Deadline, .. }) => {
+        TransitCause::Unavailable(error) if matches!(error.kind, CallErrorKind::Deadline) => {
             Code::DeadlineExceeded
         }
-        TransitCause::Unavailable(_) | TransitCause::Clusters(_) => Code::Unavailable,
+        TransitCause::Unavailable(_) | TransitCause::Crowded(_) | TransitCause::Clusters(_) => {
+            Code::Unavailable
+        }
         TransitCause::Unacceptable { .. } => Code::Internal,
     }
 }
@@ -122,7 +124,8 @@ mod tests {
         assert_eq!(refused(Refusal::PolicyDenied).code(), Code::PermissionDenied);
         let away = |kind| {
             let cluster = crate::config::settings::ClusterName::try_new("default").unwrap();
-            let error = CallError { cluster, kind, attempts: Vec::new() };
+            let attempts = Vec::new();
+            let error = crate::cluster::CallError { cluster, kind, attempts }.into();
             CallFailure::from(transit(TransitCause::Unavailable(error)))
         };
         assert_eq!(away(CallErrorKind::Exhausted).code(), Code::Unavailable);

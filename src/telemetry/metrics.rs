@@ -51,6 +51,9 @@ const SECONDS: &[f64] = &[
 /// A call that takes more attempts than this is a storm, whatever their exact number.
 const ATTEMPTS: &[f64] = &[1.0, 2.0, 3.0, 4.0, 6.0, 8.0];
 
+/// Up to the most that one request carries.
+const SIZES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 190.0];
+
 /// Makes the enum and its table from the same rows, so that neither can lack one.
 macro_rules! metrics {
     ($(
@@ -170,6 +173,19 @@ metrics! {
     LastReloadOk = Kind::Gauge, "vault_kms_proxy.reload.last_ok", "{state}", [];
     /// When a reload last took a configuration into use, in seconds since 1970.
     LastReload = Kind::Gauge, "vault_kms_proxy.reload.last_success", "s", [];
+    /// Calls that one request to Vault carried; more than 1 where calls came together.
+    BatchSize = Kind::Histogram(SIZES), "vault_kms_proxy.batch.size", "{call}",
+        ["cluster", "verb"];
+    /// How long calls waited for requests before them, those that had to.
+    BatchWait = Kind::Histogram(SECONDS), "vault_kms_proxy.batch.wait", "s", ["cluster", "verb"];
+    /// Calls that wait for a request before them.
+    BatchQueued = Kind::UpDownCounter, "vault_kms_proxy.batch.queued", "{call}",
+        ["cluster", "verb"];
+    /// Times that a batch did not bring its calls their answers: `too_large` (it was cut),
+    /// `refused`, `odd_answers`, `garbled` or `unacceptable` (calls then go one by one for a
+    /// while), `stale` (asked of the active node), `crowded` (a call was turned away), `panic`.
+    BatchFallbacks = Kind::Counter, "vault_kms_proxy.batch.fallbacks", "{fallback}",
+        ["cluster", "verb", "reason"];
 }
 
 /// The text form of all metrics.

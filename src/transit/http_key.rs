@@ -1,4 +1,5 @@
-//! The real [`TransitKey`]: verbs over a [`Cluster`].
+//! The real [`TransitKey`]: verbs over a [`Cluster`]. Encrypts and decrypts that come together
+//! are sent together.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use futures_util::future::BoxFuture;
 use http::Method;
 use zeroize::Zeroizing;
 
+use super::batch::Batcher;
 use super::wire::{self, Wrong};
 use super::{
     KeyMetadata, KeyVersion, TransitCause, TransitError, TransitKey, VaultCiphertext, Wrapped,
@@ -17,12 +19,19 @@ use crate::clock::{Deadline, UnixSeconds};
 use crate::cluster::{Answer, CallErrorKind, Cluster, Operation, Verb, path};
 use crate::config::settings::{ClusterName, KekSettings};
 use crate::secret::Plaintext;
+use batched::{Decrypts, Encrypts, Sealing};
 
-/// One Transit key, asked over HTTP.
-///
-/// This is the seam for batching: `encrypt` and `decrypt` each become an entry of a batch
-/// per path and verb, with everything below unchanged.
+mod batched;
+
+/// One Transit key, asked over HTTP. Owns the tasks that send its batches.
 pub struct HttpTransitKey {
+    key: Arc<Key>,
+    encrypts: Batcher<Encrypts>,
+    decrypts: Batcher<Decrypts>,
+}
+
+/// The key's single requests.
+struct Key {
     cluster: Arc<Cluster>,
     mount: String,
     key: String,
@@ -45,7 +54,7 @@ impl HttpTransitKey {
         let namespace = kek.namespace.clone().or_else(|| cluster.settings().namespace.clone());
         let path_of =
             |verb| format!("/v1/{}/{verb}/{}", path::encode(&mount), path::encode_segment(&key));
-        Self {
+        let key = Arc::new(Key {
             encrypt_policy_path: format!("{mount}/encrypt/{key}"),
             encrypt_path: path_of("encrypt"),
             decrypt_path: path_of("decrypt"),
@@ -55,7 +64,47 @@ impl HttpTransitKey {
             mount,
             key,
             namespace,
-        }
+        });
+        let encrypts = Batcher::new(Encrypts(Arc::clone(&key)));
+        let decrypts = Batcher::new(Decrypts(Arc::clone(&key)));
+        Self { key, encrypts, decrypts }
+    }
+}
+
+// === impl Key ===
+
+impl Key {
+    async fn encrypt(
+        &self,
+        plaintext: &Plaintext,
+        version: Option<u32>,
+        deadline: Deadline,
+    ) -> Result<Wrapped, TransitError> {
+        let body = wire::encrypt_request(plaintext, version);
+        let answer = self.ask(Verb::Encrypt, &self.encrypt_path, Some(body), deadline).await?;
+        let ciphertext = wire::encrypt_answer(&answer.body, plaintext, version, self.nonce())
+            .map_err(|wrong| self.unacceptable(&answer, wrong))?;
+        Ok(self.wrapped(ciphertext, &answer))
+    }
+
+    async fn decrypt(
+        &self,
+        ciphertext: &VaultCiphertext,
+        deadline: Deadline,
+    ) -> Result<Plaintext, TransitError> {
+        let body = wire::decrypt_request(ciphertext);
+        let answer = self.ask(Verb::Decrypt, &self.decrypt_path, Some(body), deadline).await?;
+        wire::decrypt_answer(&answer.body).map_err(|wrong| self.unacceptable(&answer, wrong))
+    }
+
+    /// Nonce length of the key's type, once that is known.
+    fn nonce(&self) -> Option<usize> {
+        Some(self.nonce.load(Ordering::Relaxed)).filter(|n| *n > 0)
+    }
+
+    fn wrapped(&self, ciphertext: VaultCiphertext, by: &Answer) -> Wrapped {
+        let cluster = self.cluster.name().clone();
+        Wrapped { ciphertext, address: by.address.to_string(), cluster }
     }
 
     async fn read_key(
@@ -104,7 +153,7 @@ impl HttpTransitKey {
                 CallErrorKind::Agreed(answer) => Err(self.refused(verb, &answer)),
                 kind => {
                     error.kind = kind;
-                    Err(self.failed(TransitCause::Unavailable(error)))
+                    Err(self.failed(TransitCause::Unavailable(Arc::new(error))))
                 }
             },
         }
@@ -133,13 +182,11 @@ impl TransitKey for HttpTransitKey {
     ) -> BoxFuture<'a, Result<Wrapped, TransitError>> {
         Box::pin(async move {
             let version = version.map(|version| version.number);
-            let body = wire::encrypt_request(plaintext, version);
-            let answer = self.ask(Verb::Encrypt, &self.encrypt_path, Some(body), deadline).await?;
-            let nonce = Some(self.nonce.load(Ordering::Relaxed)).filter(|n| *n > 0);
-            let ciphertext = wire::encrypt_answer(&answer.body, plaintext, version, nonce)
-                .map_err(|wrong| self.unacceptable(&answer, wrong))?;
-            let cluster = self.cluster.name().clone();
-            Ok(Wrapped { ciphertext, address: answer.address.to_string(), cluster })
+            if let Some(_slot) = self.encrypts.at_once() {
+                return self.key.encrypt(plaintext, version, deadline).await;
+            }
+            let sealing = || Sealing { plaintext: plaintext.clone(), version };
+            self.encrypts.wait(sealing, deadline).await
         })
     }
 
@@ -149,21 +196,22 @@ impl TransitKey for HttpTransitKey {
         deadline: Deadline,
     ) -> BoxFuture<'a, Result<Plaintext, TransitError>> {
         Box::pin(async move {
-            let body = wire::decrypt_request(ciphertext);
-            let answer = self.ask(Verb::Decrypt, &self.decrypt_path, Some(body), deadline).await?;
-            wire::decrypt_answer(&answer.body).map_err(|wrong| self.unacceptable(&answer, wrong))
+            if let Some(_slot) = self.decrypts.at_once() {
+                return self.key.decrypt(ciphertext, deadline).await;
+            }
+            self.decrypts.wait(|| ciphertext.clone(), deadline).await
         })
     }
 
     fn read(&self, deadline: Deadline) -> BoxFuture<'_, Result<KeyMetadata, TransitError>> {
-        Box::pin(self.read_key(false, deadline))
+        Box::pin(self.key.read_key(false, deadline))
     }
 
     fn read_at_active(
         &self,
         deadline: Deadline,
     ) -> BoxFuture<'_, Result<KeyMetadata, TransitError>> {
-        Box::pin(self.read_key(true, deadline))
+        Box::pin(self.key.read_key(true, deadline))
     }
 
     fn encrypt_capabilities(
@@ -171,40 +219,41 @@ impl TransitKey for HttpTransitKey {
         deadline: Deadline,
     ) -> BoxFuture<'_, Result<Vec<String>, TransitError>> {
         Box::pin(async move {
-            let body = wire::capabilities_request(&self.encrypt_policy_path);
+            let key = &self.key;
+            let body = wire::capabilities_request(&key.encrypt_policy_path);
             let path = "/v1/sys/capabilities-self";
-            let answer = self.ask(Verb::Capabilities, path, Some(body), deadline).await?;
-            wire::capabilities_answer(&answer.body, &self.encrypt_policy_path)
-                .map_err(|wrong| self.unacceptable(&answer, wrong))
+            let answer = key.ask(Verb::Capabilities, path, Some(body), deadline).await?;
+            wire::capabilities_answer(&answer.body, &key.encrypt_policy_path)
+                .map_err(|wrong| key.unacceptable(&answer, wrong))
         })
     }
 
     fn vault_now(&self) -> Option<UnixSeconds> {
-        self.cluster.clock().now()
+        self.key.cluster.clock().now()
     }
 
     fn cluster(&self) -> &ClusterName {
-        self.cluster.name()
+        self.key.cluster.name()
     }
 
     fn is_usable(&self) -> bool {
-        self.cluster.is_usable()
+        self.key.cluster.is_usable()
     }
 
     fn trouble(&self) -> Option<String> {
-        let token = self.cluster.token_state();
+        let token = self.key.cluster.token_state();
         let error = token.last_error.filter(|_| !token.has_token)?;
-        Some(format!("cluster {}: no token: {error}", self.cluster.name()))
+        Some(format!("cluster {}: no token: {error}", self.key.cluster.name()))
     }
 }
 
 impl fmt::Debug for HttpTransitKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HttpTransitKey")
-            .field("cluster", self.cluster.name())
-            .field("mount", &self.mount)
-            .field("key", &self.key)
-            .field("namespace", &self.namespace)
+            .field("cluster", self.key.cluster.name())
+            .field("mount", &self.key.mount)
+            .field("key", &self.key.key)
+            .field("namespace", &self.key.namespace)
             .finish_non_exhaustive()
     }
 }

@@ -18,8 +18,8 @@ use std::time::Duration;
 
 use http::{HeaderMap, StatusCode, header};
 
-use super::Refusal;
-use crate::cluster::{Answer, Classify, Elsewhere, Operation, Verb, Verdict, words};
+use super::{Refusal, wire};
+use crate::cluster::{Answer, Classify, Elsewhere, Fault, Operation, Verb, Verdict, words};
 
 /// The soonest that a node without a leader is worth another try.
 const ELECTION: Duration = Duration::from_millis(250);
@@ -91,9 +91,45 @@ pub fn classify(verb: Verb, status: StatusCode, headers: &HeaderMap, body: &[u8]
 /// What a final answer refuses, in terms of what an operator can do about it. To be asked
 /// about answers without success only.
 pub fn refusal(verb: Verb, answer: &Answer) -> Refusal {
+    refusal_of(verb, answer.status, words::errors(&answer.body).as_deref())
+}
+
+/// What the error of one of a batch's items means, as if it had been a single call's.
+pub(super) fn classify_item(verb: Verb, error: &str) -> Verdict {
+    classify_bad_request(verb, Text::of(Some(&[error.to_owned()])))
+}
+
+/// What the error of one of a batch's items refuses, once it is final.
+pub(super) fn refusal_of_item(verb: Verb, status: StatusCode, error: &str) -> Refusal {
+    refusal_of(verb, status, Some(&[error.to_owned()]))
+}
+
+/// Whether an answer says that the request was larger than the server takes.
+pub(super) fn is_too_large(answer: &Answer) -> Option<TooLarge> {
+    if answer.status == StatusCode::PAYLOAD_TOO_LARGE {
+        return Some(TooLarge::InBytes);
+    }
     let errors = words::errors(&answer.body);
-    let text = Text::of(errors.as_deref());
-    let said = || words::shortened(errors.as_deref().unwrap_or_default());
+    let is_complex = Text::of(errors.as_deref()).has("high complexity");
+    (is_complex && answer.status.is_client_error()).then_some(TooLarge::InStrings)
+}
+
+/// Whether an address has failed in a way that may lie in the form of what it was sent: it
+/// was there and answered, but not as Vault answers.
+pub(super) fn may_be_about_the_form(fault: &Fault) -> bool {
+    match fault {
+        Fault::Broken(_) => true,
+        Fault::Elsewhere { status, verdict } => {
+            let is_server_error = *status == 500 && verdict.at_fault && !verdict.eject;
+            is_server_error || *status == 403 || verdict.reason == NOT_VAULTS
+        }
+        _ => false,
+    }
+}
+
+fn refusal_of(verb: Verb, status: StatusCode, errors: Option<&[String]>) -> Refusal {
+    let text = Text::of(errors);
+    let said = || words::shortened(errors.unwrap_or_default());
     let known = [
         ("message authentication failed", Refusal::WrongKey),
         ("too old", Refusal::TooOld),
@@ -111,7 +147,7 @@ pub fn refusal(verb: Verb, answer: &Answer) -> Refusal {
         .iter()
         .any(|part| text.has(part))
         || (text.has("namespace") && text.has("not found"));
-    match answer.status.as_u16() {
+    match status.as_u16() {
         _ if is_configuration => Refusal::Misconfigured(said()),
         403 if text.has("permission denied") => Refusal::PolicyDenied,
         404 if verb == Verb::ReadKey => Refusal::KeyNotFound,
@@ -122,6 +158,15 @@ pub fn refusal(verb: Verb, answer: &Answer) -> Refusal {
 
 /// Vault's error texts in lower case, as one string to search.
 struct Text(String);
+
+/// Of what a request had too much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TooLarge {
+    /// JSON keys and strings (OpenBao's `max_request_json_strings`).
+    InStrings,
+    /// Bytes.
+    InBytes,
+}
 
 fn classify_health(status: StatusCode) -> Verdict {
     match status.as_u16() {
@@ -241,7 +286,7 @@ fn classify_server_error(status: StatusCode, text: Text) -> Verdict {
     }
 }
 
-fn has_batch_results(body: &[u8]) -> bool {
+pub(super) fn has_batch_results(body: &[u8]) -> bool {
     #[derive(serde::Deserialize)]
     struct Body {
         data: Data,
@@ -269,7 +314,22 @@ const fn elsewhere(reason: &'static str) -> Elsewhere {
 
 impl Classify for TransitVerdicts {
     fn classify(&self, operation: &Operation, answer: &Answer) -> Verdict {
-        classify(operation.verb, answer.status, &answer.headers, &answer.body)
+        let is_batch = operation.body.as_ref().is_some_and(|body| wire::is_batch(body));
+        if is_batch && answer.status == StatusCode::PAYLOAD_TOO_LARGE {
+            return Verdict::Final; // whoever says so: smaller ones may pass
+        }
+        let verdict = classify(operation.verb, answer.status, &answer.headers, &answer.body);
+        let is_by_item = is_batch && !answer.status.is_success();
+        match verdict {
+            // With an error of some item it is no success, but it is not the active node's
+            // word either.
+            Verdict::Final
+                if operation.needs_active && is_by_item && has_batch_results(&answer.body) =>
+            {
+                Verdict::Stale("some items of the batch have errors")
+            }
+            verdict => verdict,
+        }
     }
 }
 

@@ -17,6 +17,8 @@ use crate::clock::UnixSeconds;
 use crate::cluster::date;
 use crate::secret::Plaintext;
 
+pub(super) mod batch;
+
 /// Every AEAD that Transit offers has a tag of this length.
 const TAG: usize = 16;
 
@@ -76,20 +78,29 @@ enum Version {
 pub(super) fn encrypt_request(plaintext: &Plaintext, version: Option<u32>) -> Zeroizing<Vec<u8>> {
     let pin = version.map_or_else(String::new, |v| format!(",\"key_version\":{v}"));
     let (head, tail) = ("{\"plaintext\":\"", "\"");
-    let encoded = plaintext.len().div_ceil(3) * 4;
-    let length = head.len() + encoded + tail.len() + pin.len() + 1;
+    let length = head.len() + encoded_len(plaintext) + tail.len() + pin.len() + 1;
     let mut body = Zeroizing::new(Vec::with_capacity(length));
     body.extend_from_slice(head.as_bytes());
-    let start = body.len();
-    body.resize(start + encoded, 0);
-    let written = STANDARD
-        .encode_slice(plaintext.expose(), &mut body[start..])
-        .expect("the buffer has the length of the padded encoding");
-    debug_assert_eq!(written, encoded);
+    push_encoded(&mut body, plaintext);
     for part in [tail, &pin, "}"] {
         body.extend_from_slice(part.as_bytes());
     }
     body
+}
+
+/// The length of its base64.
+fn encoded_len(plaintext: &Plaintext) -> usize {
+    plaintext.len().div_ceil(3) * 4
+}
+
+/// Writes its base64 into `body`, which has room for it.
+fn push_encoded(body: &mut Vec<u8>, plaintext: &Plaintext) {
+    let start = body.len();
+    body.resize(start + encoded_len(plaintext), 0);
+    let written = STANDARD
+        .encode_slice(plaintext.expose(), &mut body[start..])
+        .expect("the buffer has the length of the padded encoding");
+    debug_assert_eq!(written, encoded_len(plaintext));
 }
 
 /// `POST decrypt/<key>`.
@@ -119,7 +130,18 @@ pub(super) fn encrypt_answer(
     nonce: Option<usize>,
 ) -> Result<VaultCiphertext, Wrong> {
     let EncryptData { ciphertext, key_version } = data(body, "a ciphertext")?;
-    let ciphertext = VaultCiphertext::parse(&ciphertext)
+    checked(&ciphertext, key_version, plaintext, pinned, nonce)
+}
+
+/// The checks of [`encrypt_answer`].
+fn checked(
+    ciphertext: &str,
+    key_version: Option<u32>,
+    plaintext: &Plaintext,
+    pinned: Option<u32>,
+    nonce: Option<usize>,
+) -> Result<VaultCiphertext, Wrong> {
+    let ciphertext = VaultCiphertext::parse(ciphertext)
         .ok_or_else(|| Wrong::new("a ciphertext that is not of the form vault:vN:<base64>"))?;
     let version = ciphertext.version();
     if let Some(pinned) = pinned.filter(|v| *v != version) {
@@ -149,11 +171,17 @@ pub(super) fn encrypt_answer(
 /// Reads the answer to a decrypt; an empty plaintext is refused.
 pub(super) fn decrypt_answer(body: &[u8]) -> Result<Plaintext, Wrong> {
     let DecryptData { plaintext: encoded } = data(body, "a plaintext")?;
-    let mut bytes = Zeroizing::new(vec![0; base64::decoded_len_estimate(encoded.len())]);
-    let decoded = STANDARD.decode_slice(encoded.as_bytes(), &mut bytes);
+    let decoded = decoded(&encoded);
     if let Cow::Owned(mut copy) = encoded {
         copy.zeroize();
     }
+    decoded
+}
+
+/// The plaintext of this base64; an empty one is refused.
+fn decoded(encoded: &str) -> Result<Plaintext, Wrong> {
+    let mut bytes = Zeroizing::new(vec![0; base64::decoded_len_estimate(encoded.len())]);
+    let decoded = STANDARD.decode_slice(encoded.as_bytes(), &mut bytes);
     let length = decoded.map_err(|_| Wrong::new("a plaintext that is not base64"))?;
     if length == 0 {
         return Err(Wrong::new("an empty plaintext"));
@@ -199,6 +227,11 @@ pub(super) fn capabilities_answer(body: &[u8], path: &str) -> Result<Vec<String>
     of_path
         .and_then(|list| serde_json::from_value(list).ok())
         .ok_or_else(|| Wrong::new("no capabilities for the path that was asked about"))
+}
+
+/// Whether a request is a batch.
+pub(super) fn is_batch(request: &[u8]) -> bool {
+    request.starts_with(batch::HEAD.as_bytes())
 }
 
 /// The nonce length of a key type that encrypts with an AEAD.

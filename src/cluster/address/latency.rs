@@ -87,6 +87,11 @@ impl Latency {
         UnderWay(self.clone())
     }
 
+    /// Whether an attempt is under way.
+    pub fn is_under_way(&self) -> bool {
+        self.0.under_way.load(Ordering::Relaxed) > 0
+    }
+
     fn lock(&self) -> MutexGuard<'_, Seen> {
         self.0.seen.lock().expect("no code panics while it holds this lock")
     }

@@ -35,6 +35,11 @@ pub trait Outlook: Send + Sync + 'static {
     fn is_out(&self) -> bool;
     /// Those that do not serve, and why.
     fn left_out(&self) -> Vec<AttemptError>;
+    /// What each address has to do with a call that gets no answer in time without having
+    /// been sent itself: whoever is being asked is silent, the others are left out.
+    fn overdue(&self) -> Vec<AttemptError> {
+        self.left_out()
+    }
 }
 
 /// What the nodes are, by their addresses.
@@ -112,6 +117,24 @@ where
             is_active
         }
         .boxed()
+    }
+
+    fn overdue(&self) -> Vec<AttemptError> {
+        let mut errors = self.left_out();
+        let roster = self.members.roster();
+        let silent = |e: &Endpoint<S>| AttemptError {
+            address: e.address.name.clone(),
+            index: e.address.index,
+            fault: Fault::Deadline,
+        };
+        let is_told = |e: &Endpoint<S>| errors.iter().any(|a| a.index == e.address.index);
+        let asked = roster.iter().filter(|e| e.address.latency.is_under_way() && !is_told(e));
+        let mut asked: Vec<_> = asked.map(silent).collect();
+        if errors.is_empty() && asked.is_empty() {
+            asked = roster.iter().map(silent).collect();
+        }
+        errors.splice(0..0, asked);
+        errors
     }
 
     fn left_out(&self) -> Vec<AttemptError> {

@@ -47,6 +47,26 @@ async fn a_silent_address_is_joined_by_the_next_after_the_hedge_delay() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn whoever_waits_for_anothers_call_is_told_of_the_same_addresses() {
+    let scripted = Scripted::new(3, |index, _| match index {
+        0 => Does::Says(Verdict::Elsewhere(testing::sealed())),
+        1 => Does::Freezes,
+        _ => Does::Answers,
+    });
+    let told = || {
+        let overdue = scripted.stack.overdue();
+        overdue.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let silent = |index| format!("{}: no answer within the deadline", name(index));
+    assert_eq!(told(), [silent(0), silent(1), silent(2)], "nothing is known yet");
+    scripted.stack.call(call()).await.unwrap();
+    assert_eq!(
+        told(),
+        [silent(1), format!("{}: left out for now after: sealed (HTTP 503)", name(0))]
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_late_answer_counts_when_the_others_fail() {
     let scripted = Scripted::new(3, |index, _| match index {
         0 => Does::AnswersAfter(ms(1_500)),

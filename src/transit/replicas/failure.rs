@@ -6,7 +6,7 @@ use crate::config::settings::ClusterName;
 use crate::transit::{Refusal, TransitCause, TransitError};
 
 /// Why one of a key's clusters did not do what was asked.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ClusterFailure {
     /// The cluster.
     pub cluster: ClusterName,
@@ -15,7 +15,7 @@ pub struct ClusterFailure {
 }
 
 /// See [`ClusterFailure`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Why {
     /// It was asked and failed.
     Failed(Box<TransitError>),

@@ -62,7 +62,9 @@ impl Tier {
                 CallErrorKind::Undecided | CallErrorKind::Agreed(_) => false,
             },
             TransitCause::Refused { .. } => return self.trust(lasted),
-            TransitCause::Unacceptable { .. } | TransitCause::Clusters(_) => false,
+            TransitCause::Crowded(_)
+            | TransitCause::Unacceptable { .. }
+            | TransitCause::Clusters(_) => false,
         };
         tells && self.pass_over(error.cause.to_string())
     }
