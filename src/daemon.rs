@@ -44,7 +44,7 @@ mod watch;
 
 use admin_port::AdminPort;
 use generations::Generations;
-use kept::Fallback;
+use kept::Chosen;
 use notify::Notifier;
 use pulse::pulse;
 use reload::{Parts, Reloader};
@@ -85,13 +85,11 @@ pub enum ServeError {
 #[derive(Debug)]
 pub struct Start {
     /// The configuration that it runs on.
-    pub loaded: Loaded,
+    pub chosen: Chosen,
     /// Where a reload reads it again.
     pub sources: Sources,
     /// The socket, when systemd has bound it.
     pub inherited: Option<Inherited>,
-    /// Why `loaded` is not what the file says now.
-    pub fallback: Option<Fallback>,
 }
 
 /// Serves until SIGTERM or SIGINT.
@@ -101,7 +99,8 @@ pub struct Start {
 pub async fn run(start: Start, telemetry: &Telemetry) -> Result<(), ServeError> {
     process::harden();
     let mut signals = Signals::install().map_err(ServeError::Signals)?;
-    let Start { loaded: Loaded { settings, written, .. }, sources, inherited, fallback } = start;
+    let Start { chosen: Chosen { loaded, fallback, accepted, watch }, sources, inherited } = start;
+    let Loaded { settings, written, .. } = loaded;
     let notifier = Notifier::from_env();
     // A predecessor may hold the lock for a while; whoever stops us must not wait for it.
     let socket = tokio::select! {
@@ -125,15 +124,14 @@ pub async fn run(start: Start, telemetry: &Telemetry) -> Result<(), ServeError> 
     let admin = AdminPort::start(settings.admin, state, stop.child_token());
     let told = Told::new(notifier.clone(), Arc::clone(&generations));
     let status = told.follow();
-    let told = match fallback {
-        Some(fallback) => told.falls_back(&settings, &sources, &fallback),
-        None => told.keeps(&settings, &sources, written),
-    };
+    let told = told.runs(&settings, &sources, written, fallback.as_ref());
     let address = socket.address().clone();
     let (socket, connections) = moving::accept(socket, &settings.socket, stop.child_token());
     let reloader = Reloader::start(Parts {
         sources,
         settings: settings.clone(),
+        accepted,
+        watch,
         generations: Arc::clone(&generations),
         telemetry: telemetry.clone(),
         socket,

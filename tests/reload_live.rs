@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use lab::{Callers, Config, Daemon, DevNode, Kms, RELOADED, eventually};
-use serde_json::json;
+use serde_json::{Value, json};
 
 const DAEMON: &str = env!("CARGO_BIN_EXE_vault-kms-proxy");
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -102,6 +102,28 @@ async fn the_socket_and_the_admin_port_move_and_no_call_fails() -> lab::Result {
     }
     assert_eq!(daemon.stop().await?, 0);
     assert!(!new.exists(), "its file goes with the daemon");
+    Ok(())
+}
+
+/// The second daemon has read its file, and waits for the first to let go of the socket.
+#[tokio::test]
+async fn what_is_written_between_the_first_read_and_the_first_generation_is_a_reload() -> lab::Result
+{
+    let (_bao, config) = vault().await?;
+    let first = Daemon::start(DAEMON, &config).await?;
+    let address = match config.get("addr") {
+        Some(Value::Array(all)) => all.first().cloned().unwrap_or_default(),
+        one => one.cloned().unwrap_or_default(),
+    };
+    let twice = vec![address.clone(), address]; // a warning shows that the file was read
+    let config = config.with("watchConfig", "true").with("addr", twice);
+    let second = Daemon::builder(DAEMON).config(&config).socket(first.socket()).spawn()?;
+    second.wait_for_log("stands here twice", PATIENCE).await?;
+    second.write_config(config.clone().keys(&TURNED))?;
+    assert_eq!(first.stop().await?, 0);
+    second.wait_for_log(lab::RELOADED, PATIENCE).await?;
+    assert!(second.kms().v1().encrypt(&[7; 32]).await?.starts_with(b"kube-2026:v1:"));
+    assert_eq!(second.stop().await?, 0);
     Ok(())
 }
 

@@ -130,6 +130,75 @@ async fn status_after_restart(config: &Config) -> lab::Result<lab::proto::v2::St
     Ok(status)
 }
 
+/// What a reload has refused does not come into force by a reboot.
+#[tokio::test]
+async fn a_restart_takes_no_file_that_a_reload_has_refused() -> lab::Result {
+    let bao = DevNode::start().await?;
+    bao.create_keys(&["kube", "old"]).await?;
+    let folder = tempfile::tempdir()?;
+    let (state, file) = (folder.path().join("state"), folder.path().join("vkp.yaml"));
+    let both = bao.config(&["kube", "old"]).await?;
+    let both = both.with("stateDir", state.display().to_string());
+    let without = both.clone().keys(&["kube"]);
+    let write = |config: &Config| -> lab::Result {
+        std::fs::write(&file, config.to_string())?;
+        Ok(std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600))?)
+    };
+    let path = file.display().to_string();
+    let service =
+        Daemon::builder(DAEMON).args(["serve", "--config", &path, "--socket", "{socket}"]);
+    write(&both.clone().keys(&["old", "kube"]))?;
+    let daemon = service.clone().start().await?;
+    let sealed = daemon.kms().v1().encrypt(&[7; 32]).await?;
+    assert!(sealed.starts_with(b"old:v1:"));
+    write(&both)?;
+    daemon.sighup()?;
+    daemon.wait_for_log(lab::RELOADED, PATIENCE).await?;
+    eventually("both files are kept", PATIENCE, || async {
+        let holds = |name: &str, words: &str| {
+            std::fs::read_to_string(state.join(name)).is_ok_and(|text| text.contains(words))
+        };
+        let kept = holds("accepted.yaml", r#""kube", "old""#);
+        Ok((kept && holds("state.json", "\"kube:v1:")).then_some(()))
+    })
+    .await?;
+    write(&without)?;
+    daemon.sighup()?;
+    let refused = daemon.wait_for_log(lab::REFUSED, PATIENCE).await?;
+    assert!(refused.contains("the key `old` is gone"), "{refused}");
+    daemon.kill();
+
+    for _ in 0..2 {
+        let daemon = service.clone().start().await?;
+        let told = daemon.wait_for_log("is one that a reload refuses", PATIENCE).await?;
+        println!("{told}");
+        for words in ["ERROR", "vkp.yaml:", "the key `old` is gone", "retired: [old]", "remove "] {
+            assert!(told.contains(words), "{words}: {told}");
+        }
+        daemon.wait_ready(PATIENCE).await?;
+        assert_eq!(daemon.kms().v1().decrypt(&sealed).await?, [7; 32], "it can still be read");
+        assert_eq!(daemon.metric("vault_kms_proxy_config_fallback", "").await?, 1.0);
+        let (_, ready) = daemon.admin_get("/readyz").await?;
+        assert!(ready.contains("the file asks for what a reload refuses"), "{ready}");
+        let (_, running) = daemon.admin_get("/configz").await?;
+        let running: Value = serde_json::from_str(&running)?;
+        let why = running["fallback"].as_str().unwrap_or_default();
+        assert!(why.contains("the key `old` is gone"), "{running}");
+        // The same file again is refused again.
+        daemon.sighup()?;
+        daemon.wait_for_log(lab::REFUSED, PATIENCE).await?;
+        assert_eq!(daemon.stop().await?, 0);
+    }
+    // Said so, it goes.
+    write(&without.with("retired", json!(["old"])))?;
+    let daemon = service.start().await?;
+    daemon.wait_ready(PATIENCE).await?;
+    assert!(daemon.kms().v1().decrypt(&sealed).await.is_err());
+    assert_eq!(daemon.metric("vault_kms_proxy_config_fallback", "").await?, 0.0);
+    assert_eq!(daemon.stop().await?, 0);
+    Ok(())
+}
+
 #[tokio::test]
 async fn with_a_broken_file_the_last_accepted_configuration_starts() -> lab::Result {
     let bao = DevNode::start().await?;

@@ -27,6 +27,9 @@ pub struct Running {
     pub configuration: Option<Outline>,
     /// What the process started with, which holds for what only a restart changes.
     pub started_with: Outline,
+    /// Why the last accepted configuration runs and not the file; `None` when the file does.
+    #[serde(default)]
+    pub fallback: Option<String>,
     /// How the last reload ended; `None` when there was none.
     pub last_reload: Option<LastReload>,
 }

@@ -26,6 +26,7 @@ impl Readiness for Said {
             generation: Some(7),
             configuration: Some(Outline::default()),
             started_with: Outline::default(),
+            fallback: None,
             last_reload: None,
         }
     }

@@ -10,9 +10,8 @@ use super::{
     EXIT_USAGE, complain, environment, fail, install_crypto_provider, runtime_of_the_daemon,
 };
 use crate::clock::Deadline;
-use crate::config::load::{self, FileForm, Flags, Sources};
-use crate::daemon::kept::last_accepted;
-use crate::daemon::{self, Start};
+use crate::config::load::{FileForm, Flags, Sources};
+use crate::daemon::{self, Start, kept};
 use crate::listener::inherited;
 use crate::telemetry::{self, Telemetry};
 
@@ -114,12 +113,8 @@ pub fn run(serve: Serve) -> ExitCode {
         Err(error) => return fail(&error),
     };
     let sources = serve.sources();
-    let loaded = match load::load(&sources) {
-        Ok(loaded) => Ok((loaded, None)),
-        Err(problems) => last_accepted(&sources, problems).map(|(l, fallback)| (l, Some(fallback))),
-    };
-    let (loaded, fallback) = match loaded {
-        Ok(loaded) => loaded,
+    let chosen = match kept::choose(&sources) {
+        Ok(chosen) => chosen,
         Err(problems) => {
             complain(format_args!("{problems}"));
             return ExitCode::from(EXIT_USAGE);
@@ -131,16 +126,16 @@ pub fn run(serve: Serve) -> ExitCode {
         Err(error) => return fail(&error),
     };
     let code = runtime.block_on(async {
-        let settings = &loaded.settings;
+        let settings = &chosen.loaded.settings;
         let telemetry = match telemetry::install(&settings.log, settings.traces.as_ref()) {
             Ok(telemetry) => telemetry,
             Err(error) => return fail(&error),
         };
         telemetry::log_panics();
-        for warning in &loaded.warnings {
+        for warning in &chosen.loaded.warnings {
             tracing::warn!("{}", warning.one_line());
         }
-        let end = daemon::run(Start { loaded, sources, inherited, fallback }, &telemetry).await;
+        let end = daemon::run(Start { chosen, sources, inherited }, &telemetry).await;
         finish(end, telemetry).await
     });
     runtime.shutdown_timeout(THREADS_TIMEOUT);

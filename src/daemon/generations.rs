@@ -138,6 +138,9 @@ impl Readiness for Generations {
 
     fn running(&self) -> Running {
         let generation = self.current();
+        // One guard at a time: two in one expression would wait for each other.
+        let fallback = self.told().notice.clone();
+        let last_reload = self.told().last_reload.clone();
         Running {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -146,7 +149,8 @@ impl Readiness for Generations {
             generation: generation.as_ref().map(|g| g.number()),
             configuration: generation.map(|g| g.outline().clone()),
             started_with: self.started_with.clone(),
-            last_reload: self.told().last_reload.clone(),
+            fallback,
+            last_reload,
         }
     }
 }

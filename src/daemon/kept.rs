@@ -1,22 +1,33 @@
-//! The last accepted configuration, kept in `stateDir` for a start with a broken file.
+//! The last accepted configuration, kept in `stateDir` for a start with a file that cannot be
+//! used, or that a reload would refuse.
 //!
-//! A typo in a file does nothing to a daemon that runs. At the next start, which may be a
-//! reboot months later, it would leave a control plane without its KMS. So what was accepted
-//! last is kept beside the state and runs then, and nobody can overlook it: log, metric,
-//! `/readyz` and systemd tell.
+//! A typo in a file does nothing to a daemon that runs, and a key that is missing in it
+//! neither. At the next start, which may be a reboot months later, the one would leave a
+//! control plane without its KMS, and the other without its objects. So what was accepted
+//! last is kept beside the state. A start compares the file with it as a reload would, and
+//! where it is not to be used the copy runs, and nobody can overlook it: log, metric,
+//! `/readyz`, `/configz` and systemd tell.
 
+use std::collections::BTreeSet;
 use std::fs::Metadata;
 use std::io::{self, BufRead as _, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use tokio::sync::watch;
-
-use super::state::replace;
-use crate::config::diagnostics::Problems;
+use super::reload::one_line;
+use super::state::State;
+use super::watch::FileWatch;
+use crate::config::change;
+use crate::config::diagnostics::{Place, Problem, Problems};
 use crate::config::load::{self, Loaded, Sources};
-use crate::config::written::Written;
-use crate::task::OwnedTask;
+use crate::config::outline::Outline;
+use crate::config::settings::KekName;
+
+mod keeper;
+#[cfg(test)]
+mod tests;
+
+pub(super) use keeper::Keeper;
 
 /// The file's name; YAML, whatever the configuration is.
 const FILE: &str = "accepted.yaml";
@@ -27,11 +38,18 @@ const SYSTEMD_FOLDER: &str = "STATE_DIRECTORY";
 /// `VAULT_KMS_PROXY_STATE_DIR`, as environment variables are read: without case and `_`.
 const FOLDER_VARIABLE: &str = "vaultkmsproxystatedir";
 
-/// Keeps each accepted configuration in the place of the one before.
+/// What the daemon starts with.
 #[derive(Debug)]
-pub(super) struct Keeper {
-    accepted: watch::Sender<Option<Written>>,
-    _task: OwnedTask,
+pub struct Chosen {
+    /// The configuration that it runs on.
+    pub loaded: Loaded,
+    /// Why that is not what the file says now.
+    pub fallback: Option<Fallback>,
+    /// What was accepted last, when this start had to heed it: a reload is compared with it
+    /// while nothing is in force.
+    pub(super) accepted: Option<Outline>,
+    /// What the file held before it was read.
+    pub(super) watch: Option<FileWatch>,
 }
 
 /// Why the last accepted configuration runs, and not the file.
@@ -39,19 +57,70 @@ pub(super) struct Keeper {
 pub struct Fallback {
     /// Where it was kept.
     pub kept_in: PathBuf,
-    /// What is wrong with the file.
-    pub problems: Problems,
+    /// What the file has against it.
+    pub cause: Cause,
 }
+
+/// What a file has against it.
+#[derive(Debug)]
+pub enum Cause {
+    /// It cannot be used.
+    Broken(Problems),
+    /// It can, and a reload would refuse it.
+    Refused(Problems),
+}
+
+/// Reads the configuration, and chooses between it and the one that was accepted last.
+///
+/// # Errors
+/// When the file cannot be used and no other configuration either.
+pub fn choose(sources: &Sources) -> Result<Chosen, Problems> {
+    // What is written from here on is a change that the watch sees.
+    let watch = sources.file.clone().map(FileWatch::begin);
+    let chosen = match load::load(sources) {
+        Ok(loaded) => compared(sources, loaded),
+        Err(problems) => last_accepted(sources, problems)?,
+    };
+    Ok(Chosen { watch, ..chosen })
+}
+
+/// The file's configuration, unless a reload would refuse it after the one that was accepted
+/// last. That one says nothing where none of its keys has ever answered here: nothing can
+/// have been encrypted with it, and whoever sets up a machine may correct a name.
+fn compared(sources: &Sources, mut loaded: Loaded) -> Chosen {
+    let folder = loaded.settings.state_dir.clone();
+    let kept = folder.zip(sources.file.as_deref()).and_then(|(folder, file)| {
+        let kept_in = folder.join(FILE);
+        is_kept_of(&kept_in, file).unwrap_or(false).then_some((folder, kept_in))
+    });
+    let Some((folder, kept_in)) = kept else { return Chosen::file(loaded) };
+    let kept = match load::load(&Sources { file: Some(kept_in.clone()), ..sources.clone() }) {
+        Ok(kept) => kept,
+        Err(why) => {
+            let what = format!("the file was not compared with it: {}", one_line(&why));
+            let place = Place::File(kept_in.as_path().into());
+            loaded.warnings.push(Problem::warning("", Some(place), what, NOT_COMPARED));
+            return Chosen::file(loaded);
+        }
+    };
+    let (before, wanted) = (Outline::of(&kept.settings), Outline::of(&loaded.settings));
+    if !State::has_seen_any_of(&folder, before.names()) {
+        return Chosen::file(loaded);
+    }
+    let retired: BTreeSet<&str> =
+        loaded.settings.reload.retired.iter().map(KekName::as_str).collect();
+    let refused = change::unsafe_keys(&before, &wanted, &retired, &loaded.places);
+    if refused.is_empty() {
+        return Chosen { accepted: Some(before), ..Chosen::file(loaded) };
+    }
+    Chosen::kept(kept, kept_in, Cause::Refused(Problems::new(refused)))
+}
+
+const NOT_COMPARED: &str = "see that no key is missing in the file; the copy is written anew";
 
 /// The configuration that was accepted last from the file of `sources`, which has these
 /// `problems`; gives them back when there is none that can be used.
-///
-/// # Errors
-/// When none was kept, or it cannot be used either.
-pub fn last_accepted(
-    sources: &Sources,
-    problems: Problems,
-) -> Result<(Loaded, Fallback), Problems> {
+fn last_accepted(sources: &Sources, problems: Problems) -> Result<Chosen, Problems> {
     let Some(file) = sources.file.as_deref() else { return Err(problems) };
     for folder in folders(sources, file) {
         let kept_in = folder.join(FILE);
@@ -60,25 +129,31 @@ pub fn last_accepted(
         }
         let sources = Sources { file: Some(kept_in.clone()), ..sources.clone() };
         if let Ok(loaded) = load::load(&sources) {
-            return Ok((loaded, Fallback { kept_in, problems }));
+            return Ok(Chosen::kept(loaded, kept_in, Cause::Broken(problems)));
         }
     }
     Err(problems)
 }
 
-/// Where `stateDir` may be: as it is for a good file, then as far as it can be made out of a
+/// Where `stateDir` may be: as it is for a good file, as far as that can be made out of a
 /// broken one. A wrong guess finds nothing: what was kept names the file that it was made from.
+///
+/// Where a folder is named it is the only one. A copy in another is one of before, which
+/// nobody has removed: it may be another daemon's, too.
 fn folders(sources: &Sources, file: &Path) -> Vec<PathBuf> {
     let named = |name: &str| name.replace('_', "").eq_ignore_ascii_case(FOLDER_VARIABLE);
     let environment = &sources.environment;
     let of = |is: &dyn Fn(&str) -> bool| {
         environment.iter().find(|(name, _)| is(name)).map(|(_, value)| value.clone())
     };
+    let flag = sources.flags.state_dir.clone();
+    if let Some(folder) = flag.or_else(|| of(&named)).or_else(|| written_folder(file)) {
+        return vec![folder.into()];
+    }
     let of_systemd = of(&|name| name == SYSTEMD_FOLDER);
     let first = of_systemd.and_then(|list| list.split(':').next().map(str::to_owned));
-    let all = [sources.flags.state_dir.clone(), of(&named), written_folder(file), first];
     let usual = Some(USUAL_FOLDER.to_owned());
-    all.into_iter().chain([usual]).flatten().map(PathBuf::from).collect()
+    [first, usual].into_iter().flatten().map(PathBuf::from).collect()
 }
 
 /// `stateDir` in a file that cannot be read as a whole.
@@ -109,105 +184,15 @@ fn head(file: &Path) -> String {
     format!("# The last configuration that vault-kms-proxy accepted from {}", file.display())
 }
 
-// === impl Keeper ===
+// === impl Chosen ===
 
-impl Keeper {
-    /// Keeps what is accepted from `file` in `folder`.
-    pub(super) fn start(folder: PathBuf, file: PathBuf) -> Self {
-        let (accepted, seen) = watch::channel(None);
-        let begin = move || keep(folder.clone(), file.clone(), seen.clone());
-        Self { accepted, _task: OwnedTask::spawn_again("accepted configuration", begin) }
+impl Chosen {
+    fn file(loaded: Loaded) -> Self {
+        Self { loaded, fallback: None, accepted: None, watch: None }
     }
 
-    /// Keeps this from now on.
-    pub(super) fn keep(&self, written: Written) {
-        self.accepted.send_replace(Some(written));
-    }
-}
-
-async fn keep(folder: PathBuf, file: PathBuf, mut seen: watch::Receiver<Option<Written>>) {
-    let mut failing = false;
-    let mut has_secret = false;
-    seen.mark_changed();
-    while seen.changed().await.is_ok() {
-        let Some(written) = seen.borrow_and_update().clone() else { continue };
-        let had_secret = std::mem::replace(&mut has_secret, written.without_secret().is_none());
-        if has_secret && !had_secret {
-            tracing::warn!(
-                "The configuration holds a secret, so no copy of it is kept in stateDir, and with \
-                 a broken file the daemon could not start. Put the secret into a file of its own: \
-                 tokenFile, secretIDFile, wrappedSecretIDFile or passwordFile."
-            );
-        }
-        let (to, head) = (folder.clone(), head(&file));
-        let done = tokio::task::spawn_blocking(move || match written.without_secret() {
-            Some(text) => replace(&to, FILE, format!("{head}\n{text}").as_bytes()),
-            None => remove(&to.join(FILE)),
-        });
-        match done.await {
-            Ok(Ok(())) => failing = false,
-            Ok(Err(error)) if !std::mem::replace(&mut failing, true) => tracing::warn!(
-                folder = %folder.display(), %error,
-                "The accepted configuration cannot be kept; with a broken file the next start \
-                 would fail. Make stateDir a folder that the daemon may write."
-            ),
-            Ok(Err(_)) | Err(_) => {}
-        }
-    }
-}
-
-/// What was kept before is older than what runs.
-fn remove(kept: &Path) -> io::Result<()> {
-    match std::fs::remove_file(kept) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        Ok(()) | Err(_) => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_folder_is_made_out_of_a_file_that_cannot_be_read_as_a_whole() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("broken.yaml");
-        for (text, found) in [
-            ("keyNames: [\nstateDir: /a/b # here\n", Some("/a/b")),
-            ("a = \nstateDir = \"/a/b\"\n", Some("/a/b")),
-            ("# stateDir: /a/b\n", None),
-            ("stateDir: relative\n", None),
-            ("stateDirs: /a\n", None),
-        ] {
-            std::fs::write(&file, text).unwrap();
-            assert_eq!(written_folder(&file).as_deref(), found, "{text}");
-        }
-    }
-
-    #[test]
-    fn every_place_that_can_name_the_folder_is_looked_at() {
-        let mut sources = Sources::default();
-        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-        sources.flags.state_dir = Some("/flag".into());
-        sources.environment.push(pair("VAULT_KMS_PROXY_STATE_DIR", "/variable"));
-        sources.environment.push(pair("STATE_DIRECTORY", "/systemd:/other"));
-        let found = folders(&sources, Path::new("/nowhere"));
-        let wanted = ["/flag", "/variable", "/systemd", USUAL_FOLDER].map(PathBuf::from);
-        assert_eq!(found, wanted);
-    }
-
-    #[test]
-    fn what_others_could_have_written_or_another_file_made_is_not_used() {
-        use std::os::unix::fs::PermissionsExt as _;
-        let folder = tempfile::tempdir().unwrap();
-        let (kept, file) = (folder.path().join(FILE), Path::new("/etc/vkp.yaml"));
-        let text = format!("{}\nkeyNames: [kube]\n", head(file));
-        replace(folder.path(), FILE, text.as_bytes()).unwrap();
-        let mode = kept.metadata().unwrap().mode() & 0o777;
-        assert_eq!(mode, 0o600);
-        assert!(is_kept_of(&kept, file).unwrap());
-        assert!(!is_kept_of(&kept, Path::new("/etc/other.yaml")).unwrap());
-        std::fs::set_permissions(&kept, std::fs::Permissions::from_mode(0o620)).unwrap();
-        assert!(!is_kept_of(&kept, file).unwrap());
+    fn kept(loaded: Loaded, kept_in: PathBuf, cause: Cause) -> Self {
+        let accepted = Some(Outline::of(&loaded.settings));
+        Self { loaded, fallback: Some(Fallback { kept_in, cause }), accepted, watch: None }
     }
 }

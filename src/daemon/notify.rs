@@ -12,8 +12,11 @@ use std::os::unix::net::{SocketAddr, UnixDatagram as StdDatagram};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use tokio::net::UnixDatagram;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::pulse::Pulse;
 use crate::clock::monotonic_usec;
@@ -29,8 +32,6 @@ const LINE: usize = 64;
 const LAST_WORD: Duration = Duration::from_secs(1);
 /// How long one datagram may take while systemd does not read: it is lost then.
 const DATAGRAM: Duration = Duration::from_secs(5);
-/// The shortest wait between two attempts to feel the pulse.
-const PULSE_RETRY: Duration = Duration::from_secs(1);
 /// No status is longer; systemd shows a line.
 const LONGEST_STATUS: usize = 512;
 
@@ -132,7 +133,7 @@ impl Notifier {
         tracing::info!(?limit, "systemd watches whether the daemon answers itself.");
         let pulse = Arc::new(pulse);
         Some(OwnedTask::spawn_again("watchdog", move || {
-            keep_quiet(told.clone(), Arc::clone(&pulse), limit / 2)
+            keep_quiet(told.clone(), Arc::clone(&pulse), limit)
         }))
     }
 
@@ -145,28 +146,34 @@ impl Notifier {
     }
 }
 
-/// Says that all is well, every `period`, when it is: a call went all the way through the
-/// server. A timer alone would go on ticking in a daemon that answers nobody.
-async fn keep_quiet(told: Notifier, pulse: Arc<Pulse>, period: Duration) {
-    let mut is_well = true;
+/// Says that all is well whenever it is: a call went all the way through the server. A timer
+/// alone would go on ticking in a daemon that answers nobody.
+///
+/// A quarter of `limit` after one call the next is made, beside it when it has not been
+/// answered, so that one that is slow or lost does not end a daemon that answers others.
+async fn keep_quiet(told: Notifier, pulse: Arc<Pulse>, limit: Duration) {
+    let (mut is_well, mut answered) = (true, Instant::now());
+    let mut begin = tokio::time::interval(limit / 4);
+    begin.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut felt = FuturesUnordered::new();
     loop {
-        match pulse.feel(period).await {
-            Ok(()) => {
-                told.tell("WATCHDOG=1".to_owned());
-                if !std::mem::replace(&mut is_well, true) {
-                    tracing::info!("The daemon answers itself again.");
+        tokio::select! {
+            _ = begin.tick() => felt.push(pulse.feel(limit / 2)),
+            Some(felt) = felt.next() => match felt {
+                Ok(()) => {
+                    answered = Instant::now();
+                    told.tell("WATCHDOG=1".to_owned());
+                    if !std::mem::replace(&mut is_well, true) {
+                        tracing::info!("The daemon answers itself again.");
+                    }
                 }
-                tokio::time::sleep(period).await;
-            }
-            Err(why) => {
-                if std::mem::replace(&mut is_well, false) {
-                    tracing::error!(
-                        "The daemon does not answer itself: {why}; unless that changes, systemd \
-                         restarts it. Please report this bug."
-                    );
-                }
-                tokio::time::sleep(PULSE_RETRY.min(period / 4)).await;
-            }
+                Err(_) if answered.elapsed() < limit / 2 => {}
+                Err(why) if std::mem::replace(&mut is_well, false) => tracing::error!(
+                    "The daemon does not answer itself: {why}; unless that changes, systemd \
+                     restarts it. Please report this bug."
+                ),
+                Err(_) => {}
+            },
         }
     }
 }

@@ -66,6 +66,10 @@ pub(super) struct Parts {
     pub(super) sources: Sources,
     /// What the process started with.
     pub(super) settings: Settings,
+    /// What was accepted last by an earlier process, when the start had to heed it.
+    pub(super) accepted: Option<Outline>,
+    /// Follows the file from what it held before it was read.
+    pub(super) watch: Option<FileWatch>,
     /// Where generations are put in force.
     pub(super) generations: Arc<Generations>,
     /// Logs and traces.
@@ -113,13 +117,13 @@ struct Work {
 
 impl Reloader {
     /// Starts to build the first generation.
-    pub(super) fn start(parts: Parts) -> Self {
+    pub(super) fn start(mut parts: Parts) -> Self {
         let requested = Arc::new(Notify::new());
         let folder = parts.settings.state_dir.clone();
         let remembered = folder.as_deref().map(State::read).unwrap_or_default();
         let state = folder.map(|folder| StateKeeper::start(folder, &remembered));
         let mut work = Work {
-            watch: parts.sources.file.clone().map(FileWatch::new),
+            watch: parts.watch.take(),
             is_watching: parts.settings.reload.watch,
             jitter: Arc::new(Jitter::from_entropy()),
             remembered,
@@ -171,9 +175,6 @@ impl Work {
     /// Builds the first generation. What can fail here is a file that cannot be read: it
     /// is tried again until it can, or until a reload brings a better configuration.
     async fn first(&mut self, wake: &Notify) {
-        if let Some(watch) = &mut self.watch {
-            watch.note().await;
-        }
         let mut told = None;
         loop {
             match self.build(1, &self.parts.settings) {
@@ -248,10 +249,12 @@ impl Work {
         }
         let asked = Asked { settings: &settings, places: &places };
         let (generations, telemetry) = (&self.parts.generations, &self.parts.telemetry);
+        let accepted = self.parts.accepted.as_ref();
         let running = generations.current();
         let wanted = Outline::of(&settings);
         let before = running.as_ref().map(|running| running.outline());
-        unless_any(asked.forbidden(generations.started_with(), before, &wanted))?;
+        let heeded = before.or(accepted);
+        unless_any(asked.forbidden(generations.started_with(), heeded, &wanted))?;
 
         let number = self.built + 1;
         let next = self.build(number, &settings).map_err(|e| refuse(asked.not_built(&e)))?;

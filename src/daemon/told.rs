@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::generations::Generations;
-use super::kept::{Fallback, Keeper};
+use super::kept::{Cause, Fallback, Keeper};
 use super::notify::{Notifier, Story};
 use super::reload::one_line;
 use crate::config::load::Sources;
@@ -37,37 +37,55 @@ impl Told {
     }
 
     /// The file is what runs; what is accepted from it is kept.
-    pub(super) fn keeps(
-        mut self,
-        settings: &Settings,
-        sources: &Sources,
-        written: Option<Written>,
-    ) -> Self {
+    fn keeps(mut self, written: Option<Written>) -> Self {
         set(Metric::ConfigFallback, 0.0, &[]);
-        self.kept = keeper(settings, sources);
         self.first = written;
         self
     }
 
-    /// The file is not what runs.
-    pub(super) fn falls_back(
+    /// What is chosen runs; what is accepted from the file is kept.
+    pub(super) fn runs(
         mut self,
         settings: &Settings,
         sources: &Sources,
-        fallback: &Fallback,
+        written: Option<Written>,
+        fallback: Option<&Fallback>,
     ) -> Self {
-        let Fallback { kept_in, problems } = fallback;
-        let why = one_line(problems);
-        tracing::error!(
-            kept_in = %kept_in.display(),
-            "The configuration cannot be used, so the last accepted one runs. Correct the file \
-             and reload: {why}"
-        );
+        self.kept = settings.state_dir.clone().and_then(|folder| Keeper::start(folder, sources));
+        match fallback {
+            Some(fallback) => self.falls_back(fallback),
+            None => self.keeps(written),
+        }
+    }
+
+    /// The file is not what runs.
+    fn falls_back(self, fallback: &Fallback) -> Self {
+        let kept_in = fallback.kept_in.display();
+        let (wrong, why) = match &fallback.cause {
+            Cause::Broken(problems) => {
+                let why = one_line(problems);
+                tracing::error!(
+                    %kept_in,
+                    "The configuration cannot be used, so the last accepted one runs. Correct the \
+                     file and reload: {why}"
+                );
+                ("is wrong", why)
+            }
+            Cause::Refused(problems) => {
+                let why = one_line(problems);
+                tracing::error!(
+                    %kept_in,
+                    "The configuration is one that a reload refuses, so the last accepted one \
+                     runs. Correct the file and reload; or, if it is meant so on a machine whose \
+                     objects need none of the keys before, remove {kept_in} and restart: {why}"
+                );
+                ("asks for what a reload refuses", why)
+            }
+        };
         set(Metric::ConfigFallback, 1.0, &[]);
-        let words = format!("The last accepted configuration runs, for the file is wrong: {why}");
+        let words = format!("The last accepted configuration runs, for the file {wrong}: {why}");
         self.generations.notice(Some(words.clone()));
         self.story.tell(words);
-        self.kept = keeper(settings, sources);
         self
     }
 
@@ -99,9 +117,4 @@ impl Told {
         self.story.tell(format!("The last reload failed: {why}"));
         self.notifier.ready();
     }
-}
-
-fn keeper(settings: &Settings, sources: &Sources) -> Option<Keeper> {
-    let (folder, file) = (settings.state_dir.clone()?, sources.file.clone()?);
-    Some(Keeper::start(folder, file))
 }

@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::io::Read as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
@@ -33,8 +33,11 @@ pub(super) struct FileWatch {
 // === impl FileWatch ===
 
 impl FileWatch {
-    pub(super) fn new(path: PathBuf) -> Self {
-        Self { path, known: None }
+    /// Follows the file at `path` from what it holds now. To be called before it is read for
+    /// the first time; a file system that hangs holds it up as that read would be.
+    pub(super) fn begin(path: PathBuf) -> Self {
+        let known = read(&path);
+        Self { path, known }
     }
 
     /// Takes what the file holds now for known. To be called before it is read as a
@@ -61,20 +64,20 @@ impl FileWatch {
 
     async fn look(&self) -> Content {
         let path = self.path.clone();
-        let read = move || {
-            let mut bytes = Vec::new();
-            File::open(path)?.take(MAX_BYTES).read_to_end(&mut bytes)?;
-            Ok::<_, std::io::Error>(Sha256::digest(&bytes).into())
-        };
         // A file system that hangs holds up a thread beside the calls, and this watch.
-        tokio::task::spawn_blocking(read).await.ok()?.ok()
+        tokio::task::spawn_blocking(move || read(&path)).await.ok()?
     }
+}
+
+fn read(path: &Path) -> Content {
+    let mut bytes = Vec::new();
+    File::open(path).ok()?.take(MAX_BYTES).read_to_end(&mut bytes).ok()?;
+    Some(Sha256::digest(&bytes).into())
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
-    use std::path::Path;
 
     use tokio::time::timeout;
 
@@ -91,8 +94,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.yaml");
         std::fs::write(&path, "a: 1").unwrap();
-        let mut watch = FileWatch::new(path.clone());
-        watch.note().await;
+        let mut watch = FileWatch::begin(path.clone());
         assert!(!is_seen(&watch).await);
         std::fs::write(&path, "a: 1").unwrap();
         assert!(!is_seen(&watch).await, "another time, the same content");
@@ -127,8 +129,7 @@ mod tests {
         };
         turn("..1");
         symlink(Path::new("..data/config.yaml"), at("config.yaml")).unwrap();
-        let mut watch = FileWatch::new(at("config.yaml"));
-        watch.note().await;
+        let mut watch = FileWatch::begin(at("config.yaml"));
         assert!(!is_seen(&watch).await);
         turn("..2");
         assert!(is_seen(&watch).await);

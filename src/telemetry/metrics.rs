@@ -167,7 +167,7 @@ metrics! {
     /// answered (`waiting`), so that those read before stay.
     TlsReloads = Kind::Counter, "vault_kms_proxy.tls.reloads", "{reload}", ["cluster", "result"];
     /// Whether the last accepted configuration runs because the file could not be used at the
-    /// start: 1 or 0.
+    /// start, or a reload would refuse it: 1 or 0.
     ConfigFallback = Kind::Gauge, "vault_kms_proxy.config.fallback", "{state}", [];
     /// Whether the last reload took the configuration into use: 1, or 0 when it was refused.
     LastReloadOk = Kind::Gauge, "vault_kms_proxy.reload.last_ok", "{state}", [];

@@ -91,6 +91,41 @@ async fn the_watchdog_is_fed_only_while_the_daemon_answers_itself() {
     assert!(silence.is_err(), "a dead daemon fed the watchdog: {silence:?}");
 }
 
+/// A call is lost each time: systemd hears of the next one before its patience ends.
+#[tokio::test(start_paused = true)]
+async fn one_call_that_is_not_answered_starves_no_watchdog() {
+    use futures_util::StreamExt as _;
+    let (systemd, variables) = Systemd::listen();
+    let variables = Variables { watchdog_usec: Some("10000000".into()), ..variables };
+    let notifier = Notifier::new(&variables);
+    let (pulse, incoming) = pulse();
+    let (mut lost, mut count) = (Vec::new(), 0);
+    let incoming = incoming.filter_map(move |connection| {
+        count += 1;
+        let answered = if count % 2 == 0 {
+            lost.push(connection);
+            None
+        } else {
+            Some(connection)
+        };
+        std::future::ready(answered)
+    });
+    let service = crate::kms::v1::Service::new(Arc::new(Generations::default()) as _);
+    let router = tonic::transport::Server::builder().add_service(
+        crate::proto::v1beta1::key_management_service_server::KeyManagementServiceServer::new(
+            service,
+        ),
+    );
+    let _server = tokio::spawn(router.serve_with_incoming(incoming));
+    let _watch = notifier.watch(pulse).unwrap();
+    assert_eq!(systemd.hears().await, "WATCHDOG=1");
+    for _ in 0..5 {
+        let heard = Instant::now();
+        assert_eq!(systemd.hears().await, "WATCHDOG=1");
+        assert!(heard.elapsed() < Duration::from_secs(10), "{:?}", heard.elapsed());
+    }
+}
+
 #[test]
 fn a_watchdog_of_another_process_is_not_ours() {
     let ours = std::process::id().to_string();

@@ -36,7 +36,7 @@ impl Asked<'_> {
     }
 
     /// What may not change in a daemon that was `started` so and whose `running`
-    /// configuration, if there is one, encrypts and decrypts.
+    /// configuration, or the one that ran before it, encrypts and decrypts.
     pub(super) fn forbidden(
         &self,
         started: &Outline,

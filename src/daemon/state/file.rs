@@ -131,8 +131,24 @@ impl State {
 
     /// Puts itself in the place of what `folder` holds, so that after a crash at any moment
     /// either of them is there whole.
-    pub(super) fn write(&self, folder: &Path) -> io::Result<()> {
+    pub(in crate::daemon) fn write(&self, folder: &Path) -> io::Result<()> {
         replace(folder, FILE, &serde_json::to_vec_pretty(self)?)
+    }
+
+    /// Whether what `folder` holds, or held as far as can be told, says that Vault has
+    /// answered for a key of one of these `names`.
+    pub(in crate::daemon) fn has_seen_any_of<'a>(
+        folder: &Path,
+        names: impl Iterator<Item = &'a str>,
+    ) -> bool {
+        match Self::try_read(&folder.join(FILE)) {
+            Ok(state) => {
+                let names: Vec<&str> = names.collect();
+                let mut seen = state.keks.iter().filter(|entry| entry.has_answered());
+                seen.any(|entry| names.contains(&entry.name.as_str()))
+            }
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        }
     }
 
     /// One that knows this of `kek`.
@@ -246,6 +262,12 @@ impl Entry {
             proven: self.proven.map(UnixSeconds),
             lost: self.lost.clone(),
         })
+    }
+
+    /// Whether there was a key of this name: a version was seen or proven.
+    fn has_answered(&self) -> bool {
+        let Self { activated, active, newest, proven, .. } = self;
+        [activated, active, newest].into_iter().any(Option::is_some) || proven.is_some()
     }
 
     fn is_of_the_same_key(&self, other: &Self) -> bool {
