@@ -35,9 +35,14 @@ pub struct DevNode {
 impl DevNode {
     /// Starts one.
     pub async fn start() -> Result<Self> {
+        Self::start_with("").await
+    }
+
+    /// Starts one with these lines in its TLS listener's configuration.
+    pub async fn start_with(listener: &str) -> Result<Self> {
         let mut tries = 3;
         loop {
-            match Self::try_start().await {
+            match Self::try_start(listener).await {
                 Err(error) if tries > 1 && error.to_string().contains("address already in use") => {
                     tries -= 1;
                 }
@@ -46,7 +51,7 @@ impl DevNode {
         }
     }
 
-    async fn try_start() -> Result<Self> {
+    async fn try_start(listener: &str) -> Result<Self> {
         let program = tokio::task::spawn_blocking(install::bao).await??;
         let folder = storage_folder("lab-dev-")?;
         let authority = Arc::new(Authority::new("lab")?);
@@ -58,7 +63,7 @@ impl DevNode {
         let config = folder.path().join("server.hcl");
         let text = format!(
             "{}\nlistener \"tcp\" {{\n  address = \"127.0.0.1:{tls}\"\n  \
-             tls_cert_file = {:?}\n  tls_key_file = {:?}\n}}\n",
+             tls_cert_file = {:?}\n  tls_key_file = {:?}\n  {listener}\n}}\n",
             audit_stanza(&program),
             files.cert,
             files.key,
