@@ -17,9 +17,20 @@ pub use vault::{TimeSource, Told, VaultClock};
 
 mod vault;
 
-/// When a call must have its answer.
+/// When a call must have its answer, and in which lane it waits until then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Deadline(Instant);
+pub struct Deadline(Instant, Lane);
+
+/// Calls of one kind stand in line behind each other; the lanes take turns. So a storm of the
+/// one kind holds up nobody of the other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lane {
+    /// KMS v1: a call for each object, thousands when a kube-apiserver starts.
+    Objects,
+    /// KMS v2 and what the daemon asks itself: few, and much hangs on each.
+    #[default]
+    Keys,
+}
 
 /// Seconds since 1970-01-01T00:00:00Z.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -57,12 +68,23 @@ pub fn monotonic_usec() -> u64 {
 impl Deadline {
     /// The deadline that lies `span` from now.
     pub fn after(span: Duration) -> Self {
-        Self(Instant::now() + span)
+        Self::at(Instant::now() + span)
     }
 
     /// The deadline at `instant`.
     pub const fn at(instant: Instant) -> Self {
-        Self(instant)
+        Self(instant, Lane::Keys)
+    }
+
+    /// The same, in this lane.
+    #[must_use]
+    pub const fn in_lane(self, lane: Lane) -> Self {
+        Self(self.0, lane)
+    }
+
+    /// The lane in which its call waits.
+    pub const fn lane(self) -> Lane {
+        self.1
     }
 
     /// The moment itself, for `tokio::time::sleep_until`.
@@ -80,14 +102,14 @@ impl Deadline {
         self.remaining().is_zero()
     }
 
-    /// The later of the two.
+    /// The later of the two, in the lane of the first.
     pub fn max(self, other: Self) -> Self {
-        Self(self.0.max(other.0))
+        Self(self.0.max(other.0), self.1)
     }
 
-    /// The earlier of the two.
+    /// The earlier of the two, in the lane of the first.
     pub fn min(self, other: Self) -> Self {
-        Self(self.0.min(other.0))
+        Self(self.0.min(other.0), self.1)
     }
 }
 

@@ -105,6 +105,66 @@ async fn a_call_and_its_attempts_are_one_trace_over_grpc() -> lab::Result {
 }
 
 #[tokio::test]
+async fn calls_that_went_together_are_found_from_each_other() -> lab::Result {
+    const CALLS: usize = 40;
+    let (bao, config) = vault().await?;
+    let proxy = FaultProxy::start(bao.authority()).await?;
+    let receiver = Receiver::grpc().await?;
+    let traces = json!({ "endpoint": receiver.endpoint(), "protocol": "grpc" });
+    let config = config.addresses(&[proxy.https()]).with("traces", traces);
+    let daemon = Daemon::start(DAEMON, config).await?;
+    daemon.wait_ready(PATIENCE).await?;
+    let kms = daemon.kms();
+    // Each asks for another one: identical ones would be one item.
+    let mut asked = Vec::new();
+    for _ in 0..CALLS {
+        let again = bao.admin().encrypt("kube", PLAINTEXT).await?;
+        asked.push(again.replacen("vault:", "kube:", 1));
+    }
+    proxy.delay(Duration::from_millis(100));
+    let calls = asked.iter().map(|ciphertext| {
+        let kms = &kms;
+        async move { kms.v1().decrypt(ciphertext.as_bytes()).await.unwrap() }
+    });
+    for plaintext in futures_util::future::join_all(calls).await {
+        assert_eq!(plaintext, PLAINTEXT);
+    }
+
+    let of_batches = || {
+        let spans = receiver.spans().into_iter();
+        spans.filter(|span| span.name == "batch decrypt").collect::<Vec<_>>()
+    };
+    let batched = eventually("all that waited have a span", PATIENCE, || async {
+        let spans = of_batches();
+        Ok((spans.len() >= CALLS - 2).then_some(spans))
+    })
+    .await?;
+    let spans = receiver.spans();
+    let by_id = |id: &str| spans.iter().find(|span| span.span_id == id);
+    let mut leaders = 0;
+    for span in &batched {
+        let call = by_id(&span.parent_id).expect("its call's span");
+        assert_eq!(call.name, "v1beta1.KeyManagementService/Decrypt");
+        let size: usize = span.attribute("vault.batch.size").parse()?;
+        let waited: u64 = span.attribute("vault.batch.wait_ms").parse()?;
+        assert!((1..=CALLS).contains(&size) && waited < 10_000, "{span:#?}");
+        let attempts: Vec<_> = spans.iter().filter(|s| s.parent_id == span.span_id).collect();
+        if attempts.is_empty() {
+            // The attempt is in another call's trace, which this one names.
+            let leader = span.links.iter().find_map(|id| by_id(id)).expect("a link");
+            assert_eq!(leader.attribute("vault.batch.size"), span.attribute("vault.batch.size"));
+            assert!(spans.iter().any(|s| s.parent_id == leader.span_id), "{leader:#?}");
+        } else {
+            leaders += 1;
+            assert_eq!(span.links.len(), (size - 1).min(16), "{span:#?}");
+            assert!(attempts.iter().all(|s| s.name == "POST /v1/transit/decrypt/kube"));
+        }
+    }
+    assert!((1..=4).contains(&leaders), "{leaders} batches");
+    Ok(())
+}
+
+#[tokio::test]
 async fn the_endpoint_of_the_environment_is_used_and_http_is_spoken_to_it() -> lab::Result {
     let (_bao, config) = vault().await?;
     let receiver = Receiver::http().await?;

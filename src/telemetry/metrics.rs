@@ -182,8 +182,9 @@ metrics! {
     BatchQueued = Kind::UpDownCounter, "vault_kms_proxy.batch.queued", "{call}",
         ["cluster", "verb"];
     /// Times that a batch did not bring its calls their answers: `too_large` (it was cut),
-    /// `refused`, `odd_answers`, `garbled` or `unacceptable` (calls then go one by one for a
-    /// while), `stale` (asked of the active node), `crowded` (a call was turned away), `panic`.
+    /// `refused`, `odd_answers`, `garbled`, `unacceptable` or `unproven` (calls then go one by
+    /// one for a while), `stale` (asked of the active node), `crowded` (a call was turned away),
+    /// `panic`.
     BatchFallbacks = Kind::Counter, "vault_kms_proxy.batch.fallbacks", "{fallback}",
         ["cluster", "verb", "reason"];
 }

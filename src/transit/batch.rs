@@ -11,11 +11,15 @@
 //! - It gets the answer to what it asked, or an error. An answer's references must be exactly
 //!   those that were sent, each result passes the checks of a single answer, and anything else
 //!   is asked one by one, as all calls are for a while then (`queue`).
+//! - The first batch of encrypts that an address answers is decrypted and compared, item by
+//!   item, before any of it is handed out.
 //! - Its neighbours cost it nothing: a refused item is refused alone.
 //! - No refusal is final that would not be for a single call. What may be stale is asked of
 //!   the active node, many together and one alone.
 //! - Its own deadline holds, with an error that names the addresses. A batch lives as long as
 //!   somebody waits for any of it.
+//! - KMS v1, which calls for each object, and v2 take turns: a storm of the one holds up nobody
+//!   of the other.
 //! - Two requests that are silent for half a second do not hold up the others.
 //!
 //! Identical decrypts are one item: after a restart, many kube-apiservers ask for the same key.
@@ -45,6 +49,7 @@ pub(super) use line::Slot;
 mod ceiling;
 mod flight;
 mod item;
+mod lanes;
 mod line;
 mod queue;
 mod told;
@@ -92,7 +97,19 @@ pub(super) trait Batched: Send + Sync + Sized + 'static {
     /// Reads and checks one item's result.
     fn read(&self, ask: &Self::Ask, found: &Found<'_>, of: &Answer) -> Result<Self::Given, Wrong>;
 
+    /// Whether results that passed their checks may be handed out.
+    fn prove<'a>(
+        &'a self,
+        _results: Vec<(&'a Self::Ask, &'a Self::Given)>,
+        _of: &'a Answer,
+        _deadline: Deadline,
+    ) -> BoxFuture<'a, Proof> {
+        Box::pin(std::future::ready(Proof::Given))
+    }
+
     fn refused(&self, refusal: Refusal, by: &Answer) -> TransitError;
+
+    fn unacceptable(&self, what: String, by: &Answer) -> TransitError;
 
     fn unavailable(&self, error: CallError) -> TransitError;
 
@@ -101,6 +118,17 @@ pub(super) trait Batched: Send + Sync + Sized + 'static {
 
     /// The deadline of one that waits for others has come.
     fn overdue(&self) -> TransitError;
+}
+
+/// What a proof of results came to.
+#[derive(Debug)]
+pub(super) enum Proof {
+    /// They may be handed out.
+    Given,
+    /// Nobody knows, and why.
+    Missing(String),
+    /// They are wrong.
+    Refuted,
 }
 
 /// A final answer.

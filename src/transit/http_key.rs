@@ -65,8 +65,8 @@ impl HttpTransitKey {
             key,
             namespace,
         });
-        let encrypts = Batcher::new(Encrypts(Arc::clone(&key)));
-        let decrypts = Batcher::new(Decrypts(Arc::clone(&key)));
+        let encrypts = Batcher::new(Encrypts::new(Arc::clone(&key)));
+        let decrypts = Batcher::new(Decrypts { key: Arc::clone(&key) });
         Self { key, encrypts, decrypts }
     }
 }

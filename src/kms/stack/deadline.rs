@@ -16,7 +16,7 @@ use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
 
-use crate::clock::Deadline;
+use crate::clock::{Deadline, Lane};
 use crate::kms::failure::CallFailure;
 
 /// The deadline of a kube-apiserver that was not told another.
@@ -73,6 +73,11 @@ fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
     }
 }
 
+/// The lane of a gRPC method, such as `/v1beta1.KeyManagementService/Encrypt`.
+fn lane_of(path: &str) -> Lane {
+    if path.starts_with("/v1beta1.") { Lane::Objects } else { Lane::Keys }
+}
+
 // === impl DeadlineLayer ===
 
 impl DeadlineLayer {
@@ -108,7 +113,8 @@ where
         let given = grpc_timeout(request.headers()).unwrap_or(self.default).min(LONGEST);
         // A caller that gives less than twice the margin gets half of what it gave.
         let margin = MARGIN.min(given / 2);
-        request.extensions_mut().insert(Deadline::after(given - margin));
+        let deadline = Deadline::after(given - margin).in_lane(lane_of(request.uri().path()));
+        request.extensions_mut().insert(deadline);
         let guard = tokio::time::sleep(given - margin / 2);
         DeadlineFuture { call: self.inner.call(request), guard }
     }
@@ -172,6 +178,26 @@ mod tests {
         let answer = service.oneshot(request).await.unwrap();
         assert_eq!(answer.headers()["grpc-status"], "4");
         assert_eq!(start.elapsed(), Duration::from_millis(975));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_kms_version_has_its_lane() {
+        for (path, lane) in [
+            ("/v1beta1.KeyManagementService/Decrypt", Lane::Objects),
+            ("/v2.KeyManagementService/Decrypt", Lane::Keys),
+        ] {
+            let service = tower::service_fn(|request: Request<Body>| async move {
+                let lane = request.extensions().get::<Deadline>().unwrap().lane();
+                let mut answer = Response::new(Body::empty());
+                answer.extensions_mut().insert(lane);
+                Ok::<_, Infallible>(answer)
+            });
+            let mut request = Request::new(Body::empty());
+            *request.uri_mut() = path.parse().unwrap();
+            let service = DeadlineLayer::new(DEFAULT_DEADLINE).layer(service);
+            let answer = service.oneshot(request).await.unwrap();
+            assert_eq!(answer.extensions().get(), Some(&lane), "{path}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -8,7 +8,7 @@ use tracing::Instrument as _;
 use super::item::Item;
 use super::line::{Line, Slot};
 use super::told::Fallback;
-use super::{Batched, Brought};
+use super::{Batched, Brought, Proof};
 use crate::clock::Deadline;
 use crate::cluster::{CallError, Verdict};
 use crate::transit::verdict::{self, TooLarge};
@@ -18,6 +18,9 @@ use crate::transit::{Refusal, TransitError};
 
 /// How many of a batch's items are asked one by one at a time, when they have to be.
 const ONE_BY_ONE: usize = 8;
+
+/// How many of a batch's other items its first one's span names.
+const LINKS: usize = 16;
 
 type Items<K> = Vec<Arc<Item<K>>>;
 
@@ -68,6 +71,9 @@ impl<K: Batched> Flight<K> {
 
     async fn fly(&mut self) {
         let line = Arc::clone(&self.line);
+        if let [item] = &self.items[..] {
+            item.note(1, item);
+        }
         let (mut stale, mut alone) = (Vec::new(), Vec::new());
         let mut parts = vec![self.items.clone()];
         while let Some(mut part) = parts.pop() {
@@ -116,6 +122,7 @@ impl<K: Batched> Line<K> {
         let tag = Tag::next();
         let body = batch::request(items.iter().map(|item| K::entry(&item.ask)), &tag);
         self.labels.size(items.len());
+        note_all(items);
         let asked = self.kind.together(body, needs_active, latest(items));
         let Brought { answer, is_by_active } = match asked.instrument(items[0].span()).await {
             Ok(brought) => brought,
@@ -170,8 +177,33 @@ impl<K: Batched> Line<K> {
                 Verdict::TokenRefused | Verdict::Elsewhere(_) => alone.push(Arc::clone(item)),
             }
         }
-        for (item, given) in good {
-            self.end(item, Ok(given));
+        if !good.is_empty() {
+            let results = good.iter().map(|(item, given)| (&item.ask, given)).collect();
+            let proof = self.kind.prove(results, &answer, latest(items));
+            match proof.instrument(items[0].span()).await {
+                Proof::Given => {
+                    for (item, given) in good {
+                        self.end(item, Ok(given));
+                    }
+                }
+                Proof::Missing(why) => {
+                    self.pause(Fallback::Unproven, &why);
+                    alone.extend(good.into_iter().map(|(item, _)| Arc::clone(item)));
+                }
+                Proof::Refuted => {
+                    tracing::error!(
+                        address = %answer.address,
+                        "A batch's ciphertexts were thrown away: they do not decrypt to what was \
+                         encrypted. Find out what stands between this machine and Vault.",
+                    );
+                    let what = "a batch whose ciphertexts decrypt to something else";
+                    self.pause(Fallback::Unacceptable, what);
+                    for (item, _) in good {
+                        let error = self.kind.unacceptable(what.to_owned(), &answer);
+                        self.end(item, Err(error));
+                    }
+                }
+            }
         }
         Sent::Served { stale, alone }
     }
@@ -265,6 +297,18 @@ impl<K: Batched> Line<K> {
         let told = outcome.as_ref().map(|_| ()).map_err(Clone::clone);
         self.end(item, outcome);
         Some(told)
+    }
+}
+
+/// Tells the items' spans of each other: the attempts stand under the first one's, from which
+/// some of the others can be found, and it from each of them.
+fn note_all<K: Batched>(items: &[Arc<Item<K>>]) {
+    for item in items {
+        item.note(items.len(), &items[0]);
+    }
+    let first = items[0].span();
+    for item in items.iter().skip(1).take(LINKS) {
+        first.follows_from(item.span().id());
     }
 }
 

@@ -55,7 +55,14 @@ impl<K: Batched> Item<K> {
     pub(super) fn new(ask: K::Ask, deadline: Deadline) -> Self {
         let entry = K::entry(&ask);
         let cost = Cost { strings: entry.strings(), bytes: entry.bytes() };
-        let inner = Inner { deadline, is_in_flight: false, span: Span::current() };
+        let span = tracing::info_span!(
+            "transit.batch",
+            otel.name = format!("batch {}", K::VERB.as_str()),
+            vault.verb = K::VERB.as_str(),
+            vault.batch.size = tracing::field::Empty,
+            vault.batch.wait_ms = tracing::field::Empty,
+        );
+        let inner = Inner { deadline, is_in_flight: false, span };
         let (told, since) = (watch::Sender::new(Told::Waiting), Instant::now());
         Self { ask, cost, since, told, inner: Mutex::new(inner) }
     }
@@ -87,6 +94,20 @@ impl<K: Batched> Item<K> {
     /// From here on, whoever joins comes late.
     pub(super) fn depart(&self) {
         self.with(|inner| inner.is_in_flight = true);
+    }
+
+    /// It goes with so many others, in a request whose spans stand under that of `first`.
+    pub(super) fn note(&self, size: usize, first: &Self) {
+        let span = self.span();
+        if span.is_disabled() {
+            return;
+        }
+        span.record("vault.batch.size", size);
+        let waited = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        span.record("vault.batch.wait_ms", waited);
+        if !std::ptr::eq(self, first) {
+            span.follows_from(first.span().id());
+        }
     }
 
     pub(super) fn span(&self) -> Span {

@@ -1,6 +1,6 @@
 //! Who waits, what is in flight, and what may go next.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::Batched;
 use super::ceiling::{Ceiling, Cost, RECOVERY};
 use super::item::{Item, Ticket};
+use super::lanes::{Full, Lanes};
 use super::told::Fallback;
 use crate::clock::Deadline;
 use crate::transit::VaultCiphertext;
@@ -25,20 +26,12 @@ pub(super) const OVERDUE: Duration = Duration::from_millis(500);
 /// Requests in flight, silent ones included.
 const MOST_IN_FLIGHT: usize = 16;
 
-/// Items that may wait: more calls than the daemon lets run at once, unless it is configured
-/// to let more.
-const MOST_WAITING: usize = 8_192;
-
-/// Bytes of request that may wait.
-const MOST_BYTES_WAITING: usize = 16 << 20;
-
 /// How long calls go one by one after odd answers, at first. It doubles up to [`RECOVERY`].
 const ODD: Duration = Duration::from_secs(10);
 
 /// The state of one batcher.
 pub(super) struct Queue<K: Batched> {
-    waiting: VecDeque<Arc<Item<K>>>,
-    bytes_waiting: usize,
+    lanes: Lanes<K>,
     /// Items that an identical one can join, waiting or in flight.
     known: HashMap<VaultCiphertext, Arc<Item<K>>>,
     flights: Vec<(u64, Instant)>,
@@ -49,9 +42,6 @@ pub(super) struct Queue<K: Batched> {
     /// How often in a row odd answers have come to batches.
     odd: u32,
 }
-
-/// Too many wait already.
-pub(super) struct Full(pub(super) usize);
 
 /// What may go now.
 pub(super) enum Next<K: Batched> {
@@ -67,8 +57,7 @@ pub(super) enum Next<K: Batched> {
 impl<K: Batched> Default for Queue<K> {
     fn default() -> Self {
         Self {
-            waiting: VecDeque::new(),
-            bytes_waiting: 0,
+            lanes: Lanes::default(),
             known: HashMap::new(),
             flights: Vec::new(),
             next_flight: 0,
@@ -87,7 +76,7 @@ impl<K: Batched> Queue<K> {
 
     /// A flight for a call that goes at once: nobody waits, and there is room.
     pub(super) fn at_once(&mut self) -> Option<u64> {
-        (self.waiting.is_empty() && self.has_room()).then(|| self.take_off())
+        (self.lanes.is_empty() && self.has_room()).then(|| self.take_off())
     }
 
     /// The flight has ended.
@@ -103,20 +92,12 @@ impl<K: Batched> Queue<K> {
 
     /// Puts an item into the line.
     pub(super) fn push(&mut self, ask: K::Ask, deadline: Deadline) -> Result<Ticket<K>, Full> {
-        let item = Item::new(ask, deadline);
-        let bytes = self.bytes_waiting + item.cost.bytes;
-        // An item is never too large for an empty line: a single call has no such bound.
-        let is_full = self.waiting.len() >= MOST_WAITING || bytes > MOST_BYTES_WAITING;
-        if is_full && !self.waiting.is_empty() {
-            return Err(Full(self.waiting.len()));
-        }
-        let item = Arc::new(item);
+        let item = Arc::new(Item::new(ask, deadline));
+        self.lanes.push(&item, deadline.lane())?;
         let ticket = item.join(deadline);
         if let Some(identity) = K::identity(&item.ask) {
             self.known.insert(identity.clone(), Arc::clone(&item));
         }
-        self.bytes_waiting = bytes;
-        self.waiting.push_back(item);
         Ok(ticket)
     }
 
@@ -128,15 +109,14 @@ impl<K: Batched> Queue<K> {
             return Next::Nothing;
         }
         let (mut taken, mut sum) = (Vec::new(), Cost::default());
-        while let Some(item) = self.waiting.front() {
+        while let Some(item) = self.lanes.first() {
             let with = sum + item.cost;
             let is_wanted = item.is_wanted();
             let fits = taken.is_empty() || self.ceiling.fits(taken.len() + 1, with);
             if is_wanted && !is_paused && !fits {
                 break;
             }
-            let Some(item) = self.waiting.pop_front() else { break };
-            self.bytes_waiting -= item.cost.bytes;
+            let Some(item) = self.lanes.pop() else { break };
             on_leaving(&item);
             if is_wanted {
                 item.depart();
@@ -166,7 +146,7 @@ impl<K: Batched> Queue<K> {
     pub(super) fn pause(&mut self, why: Fallback) -> Option<Duration> {
         let was_paused = self.is_paused();
         let span = match why {
-            Fallback::OddAnswers => {
+            Fallback::OddAnswers | Fallback::Unproven => {
                 let span = ODD.saturating_mul(1 << self.odd.min(6)).min(RECOVERY);
                 self.odd += u32::from(!was_paused);
                 span

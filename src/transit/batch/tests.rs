@@ -18,6 +18,7 @@ use crate::transit::{
 
 mod any;
 mod faults;
+mod proof;
 mod waiting;
 
 /// The newest version of the key that [`serve`] has.
@@ -238,7 +239,7 @@ async fn results_in_any_order_go_to_those_who_asked() {
     for (n, made) in made.await.into_iter().enumerate() {
         assert_eq!(open(&made.ciphertext.to_vault(), LATEST).unwrap(), seed(n).expose(), "{n}");
     }
-    assert_eq!(sizes(&scripted, Verb::Decrypt), [0, 0, 62]);
+    assert_eq!(sizes(&scripted, Verb::Decrypt), [0, 0, 62, 62], "the last one is the proof");
 }
 
 #[tokio::test(start_paused = true)]

@@ -21,6 +21,8 @@ pub(super) enum Fallback {
     Garbled,
     /// An item's answer did not pass the checks.
     Unacceptable,
+    /// What it brought could not be proven, or was refuted.
+    Unproven,
     /// Items were asked of the active node once more.
     Stale,
     /// A call was turned away.
@@ -88,6 +90,7 @@ impl Fallback {
             Self::OddAnswers => "odd_answers",
             Self::Garbled => "garbled",
             Self::Unacceptable => "unacceptable",
+            Self::Unproven => "unproven",
             Self::Stale => "stale",
             Self::Crowded => "crowded",
             Self::Panic => "panic",

@@ -1,6 +1,7 @@
 //! The two verbs that are batched.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::BoxFuture;
 use zeroize::Zeroizing;
@@ -10,16 +11,25 @@ use crate::clock::Deadline;
 use crate::cluster::{Answer, CallError, CallErrorKind, Operation, Verb};
 use crate::config::settings::ClusterName;
 use crate::secret::Plaintext;
-use crate::transit::batch::{Batched, Brought, Outcome};
+use crate::transit::batch::{Batched, Brought, Outcome, Proof};
 use crate::transit::wire::Wrong;
-use crate::transit::wire::batch::{Entry, Found};
+use crate::transit::wire::batch::{self, Entry, Found, Tag};
 use crate::transit::{Refusal, TransitCause, TransitError, VaultCiphertext, Wrapped};
 
 /// A key's encrypts.
-pub(super) struct Encrypts(pub(super) Arc<Key>);
+pub(super) struct Encrypts {
+    key: Arc<Key>,
+    /// Addresses that have answered a batch whose ciphertexts decrypted to what was encrypted.
+    proven: Mutex<HashSet<String>>,
+}
 
 /// A key's decrypts.
-pub(super) struct Decrypts(pub(super) Arc<Key>);
+pub(super) struct Decrypts {
+    pub(super) key: Arc<Key>,
+}
+
+/// More addresses than a cluster has.
+const MOST_PROVEN: usize = 1_024;
 
 /// What to encrypt.
 pub(super) struct Sealing {
@@ -29,9 +39,9 @@ pub(super) struct Sealing {
 
 /// What both verbs do alike.
 macro_rules! by_key {
-    ($path:ident) => {
+    ($key:ident, $path:ident) => {
         fn cluster(&self) -> &ClusterName {
-            self.0.cluster.name()
+            self.$key.cluster.name()
         }
 
         fn together(
@@ -40,37 +50,51 @@ macro_rules! by_key {
             needs_active: bool,
             deadline: Deadline,
         ) -> BoxFuture<'_, Result<Brought, CallError>> {
-            let operation = self.0.operation(Self::VERB, &self.0.$path, Some(body));
+            let operation = self.$key.operation(Self::VERB, &self.$key.$path, Some(body));
             let operation = Operation { needs_active, ..operation };
-            Box::pin(self.0.ask_together(operation, deadline))
+            Box::pin(self.$key.ask_together(operation, deadline))
         }
 
         fn refused(&self, refusal: Refusal, by: &Answer) -> TransitError {
-            self.0.failed(TransitCause::Refused { refusal, address: by.address.to_string() })
+            self.$key.failed(TransitCause::Refused { refusal, address: by.address.to_string() })
+        }
+
+        fn unacceptable(&self, what: String, by: &Answer) -> TransitError {
+            self.$key.unacceptable(by, Wrong(what))
         }
 
         fn unavailable(&self, error: CallError) -> TransitError {
-            self.0.failed(TransitCause::Unavailable(Arc::new(error)))
+            self.$key.failed(TransitCause::Unavailable(Arc::new(error)))
         }
 
         fn crowded(&self, waiting: usize) -> TransitError {
-            self.0.failed(TransitCause::Crowded(waiting))
+            self.$key.failed(TransitCause::Crowded(waiting))
         }
 
         fn overdue(&self) -> TransitError {
-            self.unavailable(self.0.cluster.overdue())
+            self.unavailable(self.$key.cluster.overdue())
         }
     };
 }
 
 // === impl Encrypts ===
 
+impl Encrypts {
+    pub(super) fn new(key: Arc<Key>) -> Self {
+        Self { key, proven: Mutex::default() }
+    }
+
+    fn proven(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.proven.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Batched for Encrypts {
     type Ask = Sealing;
     type Given = Wrapped;
     const VERB: Verb = Verb::Encrypt;
 
-    by_key!(encrypt_path);
+    by_key!(key, encrypt_path);
 
     fn entry(ask: &Sealing) -> Entry<'_> {
         Entry::Encrypt(&ask.plaintext, ask.version)
@@ -86,12 +110,35 @@ impl Batched for Encrypts {
         ask: &'a Sealing,
         deadline: Deadline,
     ) -> BoxFuture<'a, Outcome<Wrapped>> {
-        Box::pin(self.0.encrypt(&ask.plaintext, ask.version, deadline))
+        Box::pin(self.key.encrypt(&ask.plaintext, ask.version, deadline))
     }
 
     fn read(&self, ask: &Sealing, found: &Found<'_>, of: &Answer) -> Result<Wrapped, Wrong> {
-        let ciphertext = found.ciphertext(&ask.plaintext, ask.version, self.0.nonce())?;
-        Ok(self.0.wrapped(ciphertext, of))
+        let ciphertext = found.ciphertext(&ask.plaintext, ask.version, self.key.nonce())?;
+        Ok(self.key.wrapped(ciphertext, of))
+    }
+
+    fn prove<'a>(
+        &'a self,
+        results: Vec<(&'a Sealing, &'a Wrapped)>,
+        of: &'a Answer,
+        deadline: Deadline,
+    ) -> BoxFuture<'a, Proof> {
+        Box::pin(async move {
+            let address = of.address.to_string();
+            if self.proven().contains(&address) {
+                return Proof::Given;
+            }
+            let proof = self.key.decrypt_and_compare(&results, deadline).await;
+            if matches!(proof, Proof::Given) {
+                let mut proven = self.proven();
+                if proven.len() >= MOST_PROVEN {
+                    proven.clear(); // each is proven once more
+                }
+                proven.insert(address);
+            }
+            proof
+        })
     }
 }
 
@@ -102,7 +149,7 @@ impl Batched for Decrypts {
     type Given = Plaintext;
     const VERB: Verb = Verb::Decrypt;
 
-    by_key!(decrypt_path);
+    by_key!(key, decrypt_path);
 
     fn entry(ask: &VaultCiphertext) -> Entry<'_> {
         Entry::Decrypt(ask)
@@ -117,7 +164,7 @@ impl Batched for Decrypts {
         ask: &'a VaultCiphertext,
         deadline: Deadline,
     ) -> BoxFuture<'a, Outcome<Plaintext>> {
-        Box::pin(self.0.decrypt(ask, deadline))
+        Box::pin(self.key.decrypt(ask, deadline))
     }
 
     fn read(&self, _: &VaultCiphertext, found: &Found<'_>, _: &Answer) -> Result<Plaintext, Wrong> {
@@ -128,6 +175,38 @@ impl Batched for Decrypts {
 // === impl Key ===
 
 impl Key {
+    /// Whether what was wrapped decrypts to what was to be wrapped, each for itself.
+    async fn decrypt_and_compare(
+        &self,
+        results: &[(&Sealing, &Wrapped)],
+        deadline: Deadline,
+    ) -> Proof {
+        let tag = Tag::next();
+        let entries = results.iter().map(|(_, wrapped)| Entry::Decrypt(&wrapped.ciphertext));
+        let body = batch::request(entries, &tag);
+        let operation = self.operation(Verb::Decrypt, &self.decrypt_path, Some(body));
+        let answer = match self.ask_together(operation, deadline).await {
+            Ok(Brought { answer, .. }) => answer,
+            Err(error) => return Proof::Missing(error.to_string()),
+        };
+        let found = match batch::answer(&answer.body, &tag, results.len()) {
+            Ok(found) => found,
+            Err(Wrong(what)) => {
+                return Proof::Missing(format!("{} answered {what}", answer.address));
+            }
+        };
+        for ((sealing, _), found) in results.iter().zip(&found) {
+            match found.plaintext() {
+                Ok(plaintext) if plaintext == sealing.plaintext => {}
+                Ok(_) => return Proof::Refuted,
+                Err(Wrong(what)) => {
+                    return Proof::Missing(format!("{} answered {what}", answer.address));
+                }
+            }
+        }
+        Proof::Given
+    }
+
     async fn ask_together(
         &self,
         operation: Operation,

@@ -51,6 +51,8 @@ pub struct Span {
     pub resource: BTreeMap<String, String>,
     /// The names of its events.
     pub events: Vec<String>,
+    /// The ids of the spans that it is linked to.
+    pub links: Vec<String>,
     /// 0 unset, 1 ok, 2 error.
     pub status: i32,
     /// What the status says.
@@ -161,6 +163,7 @@ impl Spans {
                     attributes: texts(&span.attributes),
                     resource: resource.clone(),
                     events: span.events.into_iter().map(|event| event.name).collect(),
+                    links: span.links.iter().map(|link| hex(&link.span_id)).collect(),
                     status: status.code,
                     status_message: status.message,
                     duration: Duration::from_nanos(nanos),

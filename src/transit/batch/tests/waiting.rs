@@ -4,6 +4,7 @@ use tokio::task::JoinSet;
 
 use super::super::GRACE;
 use super::*;
+use crate::clock::Lane;
 
 /// Serves single calls after `latency`, and no batch ever.
 fn silent_to_batches(seen: &Seen) -> Reply {
@@ -177,6 +178,26 @@ async fn who_shares_anothers_outage_with_time_left_asks_anew() {
         }
     }
     assert_eq!(sizes(&scripted, Verb::Decrypt), [0, 0, 3, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_storm_of_one_kms_version_holds_up_nobody_of_the_other() {
+    for (storm, other) in [(Lane::Objects, Lane::Keys), (Lane::Keys, Lane::Objects)] {
+        let (key, scripted) = key(|seen| serve(seen, LATEST));
+        let (asked, last, key) = (ciphertexts(2_000), sealed(&seed(2_000), 1), &key);
+        let began = tokio::time::Instant::now();
+        let storm = join_all(asked.iter().map(|c| key.decrypt(c, soon().in_lane(storm))));
+        let calm = async {
+            let answer = key.decrypt(&last, soon().in_lane(other)).await;
+            (answer, began.elapsed())
+        };
+        let (storm, (answer, took)) = tokio::join!(storm, calm);
+        assert_own(&storm);
+        assert_eq!(answer.unwrap(), seed(2_000));
+        // A token, a single call before it, and its own batch: a millisecond each.
+        assert!(took <= Duration::from_millis(4), "{took:?}");
+        assert_eq!(sizes(&scripted, Verb::Decrypt).len(), 2 + 1_999_usize.div_ceil(190));
+    }
 }
 
 #[tokio::test(start_paused = true)]
