@@ -244,7 +244,12 @@ where
         }
         if !health.role.can_serve() {
             self.address.hands_on.forget();
-            self.breaker.probe_bad(format!("{}, says its health check", health.role));
+            // As a call's answer says it, with the remedy.
+            let what = match health.role {
+                Role::Sealed => "is sealed; unseal it".to_owned(),
+                role => role.to_string(),
+            };
+            self.breaker.probe_bad(format!("{what}, says its health check"));
             return Found::Bad;
         }
         self.address.latency.probed(took);
