@@ -20,7 +20,7 @@
 //!   somebody waits for any of it.
 //! - KMS v1, which calls for each object, and v2 take turns: a storm of the one holds up nobody
 //!   of the other.
-//! - Two requests that are silent for half a second do not hold up the others.
+//! - Two requests that are silent for a fifth of a second do not hold up the others.
 //!
 //! Identical decrypts are one item: after a restart, many kube-apiservers ask for the same key.
 
