@@ -53,11 +53,13 @@ mod measure;
 mod options;
 mod report;
 mod side;
+mod spent;
 mod storm;
 
 use options::{Options, Part};
 use report::Goals;
 use side::{KEY, Side, Sides, Verb};
+use spent::Meter;
 
 /// Objects of each side in the rows: more than callers.
 const OBJECTS: usize = 2_048;
@@ -112,7 +114,7 @@ struct Bench {
     direct: Side,
     proxies: [Side; 2],
     baseline: Option<(Kms, Vec<Side>)>,
-    _cluster: Cluster,
+    cluster: Cluster,
 }
 
 // === impl Bench ===
@@ -136,8 +138,7 @@ impl Bench {
             Some(socket) => Some(baseline(&cluster, socket, direct.len()).await?),
             None => None,
         };
-        let _cluster = cluster;
-        Ok(Self { options, binary, daemon, config, sides, direct, proxies, baseline, _cluster })
+        Ok(Self { options, binary, daemon, config, sides, direct, proxies, baseline, cluster })
     }
 
     /// All sides, the direct one first.
@@ -148,11 +149,12 @@ impl Bench {
 
     async fn load(&self, goals: &mut Goals) -> Result {
         let sides = self.all();
+        let meter = Meter { daemon: &self.daemon, cluster: &self.cluster };
         report::heading();
         for verb in [Verb::Decrypt, Verb::Encrypt] {
             for &callers in &self.options.callers {
                 let seconds = self.options.seconds;
-                let all = measure::take_turns(&sides, verb, callers, seconds).await?;
+                let all = measure::take_turns(&sides, verb, callers, seconds, &meter).await?;
                 report::rows(verb, callers, &sides, &all);
                 if verb == Verb::Decrypt {
                     goals.of_row(callers, &sides, &all);

@@ -8,6 +8,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use crate::side::{Failure, Side, Verb};
+use crate::spent::{Meter, Spent};
 
 /// How many times the sides take turns in a row.
 pub(crate) const SLICES: u32 = 4;
@@ -24,6 +25,8 @@ pub(crate) struct Measured {
     pub(crate) busy: Duration,
     pub(crate) failed: u64,
     pub(crate) first_failure: Option<String>,
+    /// What it cost, where that is asked for.
+    pub(crate) spent: Spent,
 }
 
 /// What each of many callers does.
@@ -41,6 +44,7 @@ pub(crate) async fn take_turns(
     verb: Verb,
     callers: usize,
     seconds: f64,
+    meter: &Meter<'_>,
 ) -> Result<Vec<Measured>> {
     for side in sides {
         warm_up(side, verb, callers).await?;
@@ -54,7 +58,9 @@ pub(crate) async fn take_turns(
             order.reverse();
         }
         for place in order {
+            let begin = meter.read().await?;
             all[place].slice(&sides[place], verb, callers, slice).await?;
+            all[place].spent.add(begin, meter.read().await?);
         }
     }
     Ok(all)
@@ -112,7 +118,8 @@ impl Task {
 impl Measured {
     pub(crate) fn new() -> Self {
         let latencies = Histogram::new(3).expect("three digits are a valid precision");
-        Self { latencies, busy: Duration::ZERO, failed: 0, first_failure: None }
+        let (busy, spent) = (Duration::ZERO, Spent::default());
+        Self { latencies, busy, failed: 0, first_failure: None, spent }
     }
 
     /// Lets `callers` call for a while.

@@ -22,7 +22,8 @@ struct Goal {
 /// The heading of [`rows`].
 pub(crate) fn heading() {
     println!(
-        "\n{:7} {:>7} {:9}| {:>8} {:>6} | {:>8} {:>6} | {:>8} {:>6} | {:>6}",
+        "\n{:7} {:>7} {:9}| {:>8} {:>6} | {:>8} {:>6} | {:>8} {:>6} | {:>6} | {:>7} {:>6} {:>7} {:>5} \
+         | {:>8}",
         "verb",
         "callers",
         "side",
@@ -32,7 +33,12 @@ pub(crate) fn heading() {
         "ratio",
         "p99 ms",
         "ratio",
-        "failed"
+        "failed",
+        "callers",
+        "daemon",
+        "OpenBao",
+        "full",
+        "a request"
     );
 }
 
@@ -44,8 +50,14 @@ pub(crate) fn rows(verb: Verb, callers: usize, sides: &[Side], all: &[Measured])
             true => String::new(),
             false => format!("{:.2}", of / to),
         };
+        let micros = |seconds: f64| seconds * 1e6 / one.latencies.len() as f64;
+        let carried = match one.spent.requests > 0.0 {
+            true => format!("{:.1}", one.spent.carried / one.spent.requests),
+            false => String::new(),
+        };
         println!(
-            "{:7} {callers:>7} {:9}| {:>8.0} {:>6} | {:>8.2} {:>6} | {:>8.2} {:>6} | {:>6}",
+            "{:7} {callers:>7} {:9}| {:>8.0} {:>6} | {:>8.2} {:>6} | {:>8.2} {:>6} | {:>6} | {:>7.0} {:>6.0} \
+             {:>7.0} {:>4.0}% | {:>8}",
             format!("{verb:?}"),
             side.name,
             one.rate(),
@@ -55,6 +67,11 @@ pub(crate) fn rows(verb: Verb, callers: usize, sides: &[Side], all: &[Measured])
             one.millis(0.99),
             ratio(one.millis(0.99), first.millis(0.99)),
             one.failed,
+            micros(one.spent.callers),
+            micros(one.spent.daemon),
+            micros(one.spent.nodes),
+            one.spent.load(one.busy.as_secs_f64()) * 100.0,
+            carried,
         );
     }
     for (side, one) in sides.iter().zip(all) {

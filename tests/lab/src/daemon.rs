@@ -396,7 +396,8 @@ impl Daemon {
     }
 }
 
-pub(crate) fn sum_metric(text: &str, name: &str, labels: &str) -> f64 {
+/// The sum of a metric in a Prometheus text, as [`Daemon::metric`] builds it.
+pub fn sum_metric(text: &str, name: &str, labels: &str) -> f64 {
     let lines = text.lines().filter_map(|line| line.strip_prefix(name));
     let series = lines.filter(|rest| rest.starts_with(['{', ' ']) && rest.contains(labels));
     // An exemplar follows after a `#`; a label may hold one too, but no ` # {`.

@@ -58,7 +58,7 @@ pub use self::admin::{Admin, AppRole, KeyInfo, Reply, policy_for, policy_for_mou
 pub use self::callers::{Callers, Failure, Seen, Timed};
 pub use self::cluster::{Cluster, ClusterBuilder};
 pub use self::config::Config;
-pub use self::daemon::{Daemon, DaemonBuilder, Footprint, REFUSED, RELOADED};
+pub use self::daemon::{Daemon, DaemonBuilder, Footprint, REFUSED, RELOADED, sum_metric};
 pub use self::dev::DevNode;
 pub use self::dns::{Dns, DnsMood, SrvTarget};
 pub use self::error::{Context, Error, Result};
