@@ -24,6 +24,10 @@
 //! The daemon that is measured is the one that is shipped: built by `cargo build --release`
 //! when the bench starts, since what cargo builds for benches has no link-time optimisation.
 //!
+//! The last columns of a row say what a call cost in processor time, in microseconds of this
+//! process, of the daemon and of all OpenBao nodes; how full the cores were of it; and how many
+//! calls a request of the daemon to OpenBao carried.
+//!
 //! Options, after `--`:
 //!
 //! | option | means |
@@ -31,6 +35,7 @@
 //! | `--quick` | about a minute in all; the options below go over it |
 //! | `--seconds N` | for each side of each row (default 4; 0.5 to 600) |
 //! | `--callers 1,4,16` | the rows (default 1,4,16,64,256,1024; each 1 to 1024) |
+//! | `--verbs decrypt` | only this verb in the rows (default decrypt,encrypt) |
 //! | `--storm N` | objects of the storm (default 10000; 1 to 100000) |
 //! | `--listers N` | of the storm (default 8; 1 to 256) |
 //! | `--only load,storm` | only these parts |
@@ -69,7 +74,9 @@ const MEMORY_CALLERS: usize = 256;
 
 const MIB: f64 = 1_048_576.0;
 
-#[tokio::main]
+/// On one thread: callers on two cost half as much again, on cores that OpenBao and the daemon
+/// need.
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> Result {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().is_some_and(|word| word == echo::SERVE) {
@@ -151,7 +158,7 @@ impl Bench {
         let sides = self.all();
         let meter = Meter { daemon: &self.daemon, cluster: &self.cluster };
         report::heading();
-        for verb in [Verb::Decrypt, Verb::Encrypt] {
+        for &verb in &self.options.verbs {
             for &callers in &self.options.callers {
                 let seconds = self.options.seconds;
                 let all = measure::take_turns(&sides, verb, callers, seconds, &meter).await?;

@@ -4,12 +4,16 @@ use std::path::PathBuf;
 
 use lab::{Result, fail};
 
+use crate::side::Verb;
+
 /// What is measured, and how long.
 pub(crate) struct Options {
     /// Seconds for each side of each row.
     pub(crate) seconds: f64,
     /// How many callers each row has.
     pub(crate) callers: Vec<usize>,
+    /// What the callers ask.
+    pub(crate) verbs: Vec<Verb>,
     /// Objects of the restart storm.
     pub(crate) storm: usize,
     /// Those who list them.
@@ -44,7 +48,8 @@ const PARTS: [(&str, Part); 6] = [
     ("memory", Part::Memory),
 ];
 
-const KNOWN: &str = "--quick, --seconds N, --callers 1,16, --storm N, --listers N, \
+const KNOWN: &str = "--quick, --seconds N, --callers 1,16, --verbs decrypt,encrypt, \
+                     --storm N, --listers N, \
                      --baseline SOCKET, --daemon FILE, --only load,storm,status,authority,cold,memory";
 
 // === impl Options ===
@@ -69,6 +74,7 @@ impl Options {
                 "--bench" | "--quick" => {}
                 "--seconds" => options.seconds = value()?.parse()?,
                 "--callers" => options.callers = listed(&value()?, |word| Ok(word.parse()?))?,
+                "--verbs" => options.verbs = listed(&value()?, Verb::named)?,
                 "--storm" => options.storm = value()?.parse()?,
                 "--listers" => options.listers = value()?.parse()?,
                 "--baseline" => options.baseline = Some(value()?.into()),
@@ -85,6 +91,7 @@ impl Options {
         Self {
             seconds: 4.0,
             callers: vec![1, 4, 16, 64, 256, 1024],
+            verbs: vec![Verb::Decrypt, Verb::Encrypt],
             storm: 10_000,
             listers: 8,
             starts: 10,

@@ -136,6 +136,19 @@ impl Sides {
     }
 }
 
+// === impl Verb ===
+
+impl Verb {
+    /// The verb that an option names.
+    pub(crate) fn named(word: &str) -> Result<Self> {
+        match word {
+            "encrypt" => Ok(Self::Encrypt),
+            "decrypt" => Ok(Self::Decrypt),
+            _ => fail!("--verbs {word}: no such verb; known are decrypt and encrypt"),
+        }
+    }
+}
+
 // === impl Side ===
 
 impl Side {
