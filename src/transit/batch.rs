@@ -1,10 +1,11 @@
 //! Calls that come together go to Vault together.
 //!
 //! A batch of 64 costs Vault little more than a single call does. So for each path and verb
-//! at most two requests are in flight, and what arrives meanwhile goes with the next. There
-//! is no timer: a call that finds room goes at once, as a single request, within its own
-//! future, so that whoever is alone loses nothing. Nothing above knows of batches, and to
-//! everything below (token, retry, hedge, breaker) a batch is one call.
+//! one request is in flight, two while they carry few calls, and what arrives meanwhile goes
+//! with the next. There is no timer: a call that finds room goes at once, with those that have
+//! arrived already, and if there are none as a single request, within its own future, so that
+//! whoever is alone loses nothing. Nothing above knows of batches, and to everything below
+//! (token, retry, hedge, breaker) a batch is one call.
 //!
 //! What each caller may rely on:
 //!
@@ -20,7 +21,8 @@
 //!   somebody waits for any of it.
 //! - KMS v1, which calls for each object, and v2 take turns: a storm of the one holds up nobody
 //!   of the other.
-//! - Two requests that are silent for a fifth of a second do not hold up the others.
+//! - A request that is silent holds up the others for 25 ms, and for longer only where more are
+//!   silent.
 //!
 //! Identical decrypts are one item: after a restart, many kube-apiservers ask for the same key.
 
@@ -28,7 +30,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use zeroize::Zeroizing;
 
@@ -41,10 +42,10 @@ use crate::config::settings::ClusterName;
 use ceiling::Cost;
 use item::{Ticket, Told};
 use line::Line;
-use queue::OVERDUE;
 
 pub(super) use item::Outcome;
-pub(super) use line::Slot;
+pub(super) use line::Turn;
+pub(super) use queue::Place;
 
 mod ceiling;
 mod flight;
@@ -152,10 +153,14 @@ impl<K: Batched> Batcher<K> {
         Self { line: Line::new(kind, ended.clone()), _end_on_drop: ended.drop_guard() }
     }
 
-    /// Leave to send a single request now, to be held until it has ended; `None` when others
-    /// go before.
-    pub(super) fn at_once(&self) -> Option<Slot<K>> {
-        self.line.at_once().inspect(|_| self.line.labels.size(1))
+    /// How a call that comes now goes: whoever is told to go with others must [`Self::wait`]
+    /// next.
+    pub(super) async fn turn(&self) -> Turn<K> {
+        let turn = self.line.turn().await;
+        if matches!(turn, Turn::Alone(_)) {
+            self.line.labels.size(1);
+        }
+        turn
     }
 
     /// Waits in line, and brings what the batch brings.
@@ -163,16 +168,17 @@ impl<K: Batched> Batcher<K> {
         &self,
         ask: impl Fn() -> K::Ask + Send,
         deadline: Deadline,
+        place: Place,
     ) -> Outcome<K::Given> {
-        let mut may_share = true;
+        let (mut place, mut may_share) = (place, true);
         loop {
-            let Ticket { told, is_late } = self.line.queue(ask(), deadline, may_share)?;
-            match self.told(told, deadline).await {
+            let Ticket { told, is_late } = self.line.queue(ask(), deadline, place, may_share)?;
+            match Self::told(told, deadline).await {
                 // That was another one's deadline.
                 Told::Ended(Err(error))
                     if is_late && error.is_outage() && deadline.remaining() > LAST_TRY =>
                 {
-                    may_share = false;
+                    (place, may_share) = (Place::Back, false);
                 }
                 Told::Ended(outcome) => return outcome,
                 Told::Waiting => return Err(self.line.kind.overdue()),
@@ -184,21 +190,13 @@ impl<K: Batched> Batcher<K> {
 
     /// What is told in time; `Waiting` when nothing is.
     async fn told(
-        &self,
         mut told: tokio::sync::watch::Receiver<Told<K::Given>>,
         deadline: Deadline,
     ) -> Told<K::Given> {
-        loop {
-            let is_over = |told: &Told<K::Given>| !matches!(told, Told::Waiting);
-            let over = async { told.wait_for(is_over).await.map(|told| told.clone()) };
-            tokio::select! {
-                biased;
-                over = over => return over.unwrap_or(Told::Left),
-                () = tokio::time::sleep_until(deadline.instant() + GRACE) => return Told::Waiting,
-                // Those before may be silent by now.
-                () = tokio::time::sleep_until(Instant::now() + OVERDUE) => self.line.dispatch(),
-            }
-        }
+        let is_over = |told: &Told<K::Given>| !matches!(told, Told::Waiting);
+        let over = async { told.wait_for(is_over).await.map(|told| told.clone()) };
+        let told = tokio::time::timeout_at(deadline.instant() + GRACE, over).await;
+        told.map_or(Told::Waiting, |told| told.unwrap_or(Told::Left))
     }
 }
 

@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use http::Method;
 use zeroize::Zeroizing;
 
-use super::batch::Batcher;
+use super::batch::{Batcher, Turn};
 use super::wire::{self, Wrong};
 use super::{
     KeyMetadata, KeyVersion, TransitCause, TransitError, TransitKey, VaultCiphertext, Wrapped,
@@ -182,11 +182,13 @@ impl TransitKey for HttpTransitKey {
     ) -> BoxFuture<'a, Result<Wrapped, TransitError>> {
         Box::pin(async move {
             let version = version.map(|version| version.number);
-            if let Some(_slot) = self.encrypts.at_once() {
-                return self.key.encrypt(plaintext, version, deadline).await;
+            match self.encrypts.turn().await {
+                Turn::Alone(_slot) => self.key.encrypt(plaintext, version, deadline).await,
+                Turn::Together(place) => {
+                    let sealing = || Sealing { plaintext: plaintext.clone(), version };
+                    self.encrypts.wait(sealing, deadline, place).await
+                }
             }
-            let sealing = || Sealing { plaintext: plaintext.clone(), version };
-            self.encrypts.wait(sealing, deadline).await
         })
     }
 
@@ -196,10 +198,12 @@ impl TransitKey for HttpTransitKey {
         deadline: Deadline,
     ) -> BoxFuture<'a, Result<Plaintext, TransitError>> {
         Box::pin(async move {
-            if let Some(_slot) = self.decrypts.at_once() {
-                return self.key.decrypt(ciphertext, deadline).await;
+            match self.decrypts.turn().await {
+                Turn::Alone(_slot) => self.key.decrypt(ciphertext, deadline).await,
+                Turn::Together(place) => {
+                    self.decrypts.wait(|| ciphertext.clone(), deadline, place).await
+                }
             }
-            self.decrypts.wait(|| ciphertext.clone(), deadline).await
         })
     }
 

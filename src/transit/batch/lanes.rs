@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::Batched;
 use super::item::Item;
+use super::queue::Place;
 use crate::clock::Lane;
 
 /// Items that may wait in one lane: more calls than the daemon lets run at once, unless it is
@@ -43,17 +44,31 @@ impl<K: Batched> Lanes<K> {
         self.lanes.iter().all(|lane| lane.items.is_empty())
     }
 
-    /// Puts an item at the end of a lane.
-    pub(super) fn push(&mut self, item: &Arc<Item<K>>, lane: Lane) -> Result<(), Full> {
+    /// How many wait.
+    pub(super) fn len(&self) -> usize {
+        self.lanes.iter().map(|lane| lane.items.len()).sum()
+    }
+
+    /// Puts an item into a lane.
+    pub(super) fn push(
+        &mut self,
+        item: &Arc<Item<K>>,
+        lane: Lane,
+        place: Place,
+    ) -> Result<(), Full> {
         let lane = &mut self.lanes[usize::from(lane == Lane::Objects)];
         let bytes = lane.bytes + item.cost.bytes;
         let is_full = lane.items.len() >= MOST_WAITING || bytes > MOST_BYTES_WAITING;
-        // An item is never too large for an empty lane: a single call has no such bound.
-        if is_full && !lane.items.is_empty() {
+        // An item is never too large for an empty lane: a single call has no such bound. And who
+        // came first had its place before the others.
+        if is_full && place == Place::Back && !lane.items.is_empty() {
             return Err(Full(lane.items.len()));
         }
         lane.bytes = bytes;
-        lane.items.push_back(Arc::clone(item));
+        match place {
+            Place::Front => lane.items.push_front(Arc::clone(item)),
+            Place::Back => lane.items.push_back(Arc::clone(item)),
+        }
         Ok(())
     }
 

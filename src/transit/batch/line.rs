@@ -9,7 +9,7 @@ use super::Batched;
 use super::flight::Flight;
 use super::item::{Item, Outcome, Ticket};
 use super::lanes::Full;
-use super::queue::{Next, Queue};
+use super::queue::{Next, Place, Queue};
 use super::told::{Fallback, Labels};
 use crate::clock::Deadline;
 use crate::task::{caught, tell_panic};
@@ -23,6 +23,15 @@ pub(super) struct Line<K: Batched> {
     queue: Mutex<Queue<K>>,
     /// Ends the tasks; cancelled when the batcher is dropped.
     ended: CancellationToken,
+}
+
+/// How a call goes.
+#[must_use = "those who have come meanwhile wait for it to go on"]
+pub(in crate::transit) enum Turn<K: Batched> {
+    /// At once, as a single request, with this to be held until it has ended.
+    Alone(Slot<K>),
+    /// With others: it waits here.
+    Together(Place),
 }
 
 /// One request's place among those in flight. Gives it to whoever waits when it is dropped.
@@ -39,13 +48,28 @@ impl<K: Batched> Line<K> {
         Arc::new(Self { kind, labels, queue: Mutex::default(), ended })
     }
 
-    /// The place of a call that goes at once, as a single one.
-    pub(super) fn at_once(self: &Arc<Self>) -> Option<Slot<K>> {
+    /// How a call that comes now goes.
+    pub(super) async fn turn(self: &Arc<Self>) -> Turn<K> {
+        let line = Arc::clone(self);
         let flight = self.with(|queue| match queue.is_paused() {
             true => Some(None),
-            false => queue.at_once().map(Some),
-        })?;
-        Some(Slot { line: Arc::clone(self), flight })
+            false => queue.gather().map(Some),
+        });
+        let mut slot = match flight {
+            None => return Turn::Together(Place::Back),
+            Some(None) => return Turn::Alone(Slot { line, flight: None }),
+            Some(flight) => Slot { line, flight },
+        };
+        // Calls that were sent together arrive together. Once for the sockets to be read, and
+        // once for what was read to come here.
+        tokio::task::yield_now().await;
+        tokio::task::yield_now().await;
+        let goes_alone = |flight| self.with(|queue| queue.gathered(flight));
+        if slot.flight.is_some_and(goes_alone) {
+            return Turn::Alone(slot);
+        }
+        slot.flight = None;
+        Turn::Together(Place::Front)
     }
 
     /// A place with an identical item, if there is one and `may_share`, or one in the line.
@@ -53,21 +77,22 @@ impl<K: Batched> Line<K> {
         self: &Arc<Self>,
         ask: K::Ask,
         deadline: Deadline,
+        place: Place,
         may_share: bool,
     ) -> Result<Ticket<K>, TransitError> {
         let placed = self.with(|queue| {
             let shared = may_share.then(|| queue.join(&ask, deadline)).flatten();
             match shared {
                 Some(ticket) => Ok(ticket),
-                None => queue.push(ask, deadline).inspect(|_| self.labels.queued()),
+                None => queue.push(ask, deadline, place).inspect(|_| self.labels.queued()),
             }
         });
-        let ticket = placed.map_err(|Full(waiting)| {
+        self.dispatch();
+        self.watch();
+        placed.map_err(|Full(waiting)| {
             self.labels.fallback(Fallback::Crowded);
             self.kind.crowded(waiting)
-        })?;
-        self.dispatch();
-        Ok(ticket)
+        })
     }
 
     /// Sends what may go now.
@@ -93,6 +118,29 @@ impl<K: Batched> Line<K> {
                 runtime.spawn(self.in_task(flight));
             }
         }
+    }
+
+    /// Sees to it that those who wait go when those before them are overdue. One task does, for
+    /// as long as somebody waits: of everything else that lets them go they are told.
+    fn watch(self: &Arc<Self>) {
+        let Ok(runtime) = Handle::try_current() else { return };
+        if !self.with(Queue::is_to_be_watched) {
+            return;
+        }
+        let line = Arc::clone(self);
+        runtime.spawn(async move {
+            let watch = async {
+                while let Some(at) = line.with(Queue::next_look) {
+                    tokio::time::sleep_until(at).await;
+                    line.dispatch();
+                }
+            };
+            tokio::select! {
+                biased;
+                () = line.ended.cancelled() => {}
+                () = watch => {}
+            }
+        });
     }
 
     fn in_task(&self, flight: Flight<K>) -> impl Future<Output = ()> + Send + use<K> {
