@@ -1,7 +1,7 @@
 //! Calls that come together go to Vault together.
 //!
 //! A batch of 64 costs Vault little more than a single call does. So for each path and verb
-//! one request is in flight, two while they carry few calls, and what arrives meanwhile goes
+//! one request is in flight, two while they carry few calls or very many, and what arrives goes
 //! with the next. There is no timer: a call that finds room goes at once, with those that have
 //! arrived already, and if there are none as a single request, within its own future, so that
 //! whoever is alone loses nothing. Nothing above knows of batches, and to everything below

@@ -20,6 +20,11 @@ use crate::transit::VaultCiphertext;
 /// carried 11 calls each, one carries 25, and its calls are served sooner.
 const FEW: usize = 8;
 
+/// So many go beside a request, too, if it carries no more: in a larger one a call costs Vault as
+/// much, and while it works on the one, this machine sees to the other. 256 callers that never
+/// pause are served a tenth faster for it.
+const MANY: usize = 48;
+
 /// A request that has been silent for so long, times those in flight, does not count: nobody shall
 /// wait for it but those that it carries. Vault may be far away, or slow; then calls are worked on
 /// together only if they need not wait for each other, which a v2 Encrypt does twice. Or the
@@ -240,7 +245,10 @@ impl<K: Batched> Queue<K> {
         let mut counted = self.flights.iter().filter(|flight| flight.since.elapsed() < overdue);
         match (counted.next(), counted.next()) {
             (None, _) => true,
-            (Some(one), None) => coming >= one.carries && one.carries + coming <= FEW,
+            (Some(one), None) => {
+                let is_worth_it = one.carries + coming <= FEW || coming >= MANY;
+                coming >= one.carries && is_worth_it
+            }
             (Some(_), Some(_)) => false,
         }
     }
