@@ -66,6 +66,11 @@ use report::Goals;
 use side::{KEY, Side, Sides, Verb};
 use spent::Meter;
 
+/// What the daemon has, without its wiping: callers and the direct side's client are to cost as
+/// little as they can.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Objects of each side in the rows: more than callers.
 const OBJECTS: usize = 2_048;
 

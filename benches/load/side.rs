@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use lab::kms::APISERVER_TIMEOUT;
+use lab::kms::{APISERVER_TIMEOUT, V1, V2};
 use lab::proto::v2;
 use lab::{Cluster, Context, Error, Kms, Result, fail};
 use serde_json::json;
@@ -32,8 +32,8 @@ pub(crate) struct Side {
 #[derive(Clone)]
 enum Way {
     Direct(Direct),
-    V1(Kms),
-    V2(Kms),
+    V1(V1),
+    V2(V2),
 }
 
 /// A client that speaks to OpenBao as a program without the daemon would: one request a
@@ -119,7 +119,7 @@ impl Sides {
     /// The daemon by KMS v1.
     pub(crate) fn v1(&self, kms: Kms) -> Side {
         let stored = self.ours().map(|text| Stored::V1(text.into_bytes())).collect();
-        Side { name: "proxy v1", way: Way::V1(kms), stored }
+        Side { name: "proxy v1", way: Way::V1(kms.v1()), stored }
     }
 
     /// The daemon by KMS v2.
@@ -128,7 +128,7 @@ impl Sides {
         let stored = self.ours().map(|text| {
             Stored::V2(v2::EncryptResponse { ciphertext: text.into_bytes(), ..model.clone() })
         });
-        Ok(Side { name: "proxy v2", way: Way::V2(kms), stored: stored.collect() })
+        Ok(Side { name: "proxy v2", way: Way::V2(kms.v2()), stored: stored.collect() })
     }
 
     fn ours(&self) -> impl Iterator<Item = String> {
@@ -157,11 +157,11 @@ impl Side {
     pub(crate) async fn others(kms: &Kms, [v1, v2]: [usize; 2]) -> Result<Vec<Self>> {
         let mut sides = Vec::new();
         if kms.v1().version().await.is_ok() {
-            let side = Self { name: "base v1", way: Way::V1(kms.clone()), stored: [].into() };
+            let side = Self { name: "base v1", way: Way::V1(kms.v1()), stored: [].into() };
             sides.push(Self { stored: side.store(v1).await?.into(), ..side });
         }
         if kms.v2().status().await.is_ok() {
-            let side = Self { name: "base v2", way: Way::V2(kms.clone()), stored: [].into() };
+            let side = Self { name: "base v2", way: Way::V2(kms.v2()), stored: [].into() };
             sides.push(Self { stored: side.store(v2).await?.into(), ..side });
         }
         if sides.is_empty() {
@@ -215,12 +215,12 @@ impl Side {
                 (Stored::Transit(made.clone()), made.len())
             }
             Way::V1(kms) => {
-                let made = kms.v1().encrypt(&plain).await.map_err(Failure::of)?;
+                let made = kms.encrypt(&plain).await.map_err(Failure::of)?;
                 let length = made.len();
                 (Stored::V1(made), length)
             }
             Way::V2(kms) => {
-                let made = kms.v2().encrypt(&plain, "bench").await.map_err(Failure::of)?;
+                let made = kms.encrypt(&plain, "bench").await.map_err(Failure::of)?;
                 let length = made.ciphertext.len();
                 (Stored::V2(made), length)
             }
@@ -242,10 +242,10 @@ impl Side {
                 direct.decrypt(text, &seed(number)).await?
             }
             (Way::V1(kms), Stored::V1(cipher)) => {
-                kms.v1().decrypt(cipher).await.map_err(Failure::of)? == seed(number)
+                kms.decrypt(cipher).await.map_err(Failure::of)? == seed(number)
             }
             (Way::V2(kms), Stored::V2(made)) => {
-                kms.v2().decrypt(made, "bench").await.map_err(Failure::of)? == seed(number)
+                kms.decrypt(made, "bench").await.map_err(Failure::of)? == seed(number)
             }
             _ => false,
         };
