@@ -118,10 +118,15 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
 
 /// The runtime that the daemon runs on: one thread for its calls, and one more for each four
 /// cores beyond seven. One answers more calls than Vault does, and a call that stays on it needs
-/// no other to be woken, which with two threads happened four times a call. What may block,
-/// such as a look at a file, has threads of its own.
+/// no other to be woken, which with two threads happened four times a call. A runtime that is
+/// made for one thread runs tasks strictly in the order in which they were woken: all calls of a
+/// batch have their answers before the connection is written to, once, where the other one wrote
+/// for each. What may block, such as a look at a file, has threads of its own.
 fn runtime_of_the_daemon() -> std::io::Result<tokio::runtime::Runtime> {
-    runtime_with((cores() / 4).clamp(1, 4))
+    match (cores() / 4).clamp(1, 4) {
+        1 => tokio::runtime::Builder::new_current_thread().enable_all().build(),
+        threads => runtime_with(threads),
+    }
 }
 
 fn cores() -> usize {
