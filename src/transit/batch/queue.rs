@@ -16,14 +16,13 @@ use crate::transit::VaultCiphertext;
 
 /// Few calls go in two requests beside each other, for one alone would wait for the other's
 /// answer before its own. More go in one: what they wait is less than what two requests of half
-/// the size cost Vault and this machine. With 64 callers that never pause, two requests in flight
-/// carried 11 calls each, one carries 25, and its calls are served sooner.
+/// the size cost Vault and this machine.
 const FEW: usize = 8;
 
-/// So many go beside a request, too, if it carries no more: in a larger one a call costs Vault as
-/// much, and while it works on the one, this machine sees to the other. 256 callers that never
-/// pause are served a tenth faster for it.
-const MANY: usize = 48;
+/// So many go beside a request, too, if it carries no more, and twice as many go in two: in a
+/// larger one a call costs Vault little less, and while it works on the one, this machine and the
+/// callers see to the other. In one they would all wait for each other, round after round.
+const MANY: usize = 24;
 
 /// A request that has been silent for so long, times those in flight, does not count: nobody shall
 /// wait for it but those that it carries. Vault may be far away, or slow; then calls are worked on
@@ -163,11 +162,13 @@ impl<K: Batched> Queue<K> {
         if !is_paused && !self.has_room(self.lanes.len()) {
             return Next::Nothing;
         }
+        let most = self.most();
         let (mut taken, mut sum) = (Vec::new(), Cost::default());
         while let Some(item) = self.lanes.first() {
             let with = sum + item.cost;
             let is_wanted = item.is_wanted();
-            let fits = taken.is_empty() || self.ceiling.fits(taken.len() + 1, with);
+            let is_within = taken.len() < most && self.ceiling.fits(taken.len() + 1, with);
+            let fits = taken.is_empty() || is_within;
             if is_wanted && !is_paused && !fits {
                 break;
             }
@@ -234,6 +235,12 @@ impl<K: Batched> Queue<K> {
     /// A batch was served.
     pub(super) fn served(&mut self) {
         self.odd = 0;
+    }
+
+    /// How many go in the next request: a half, where the rest may go beside it.
+    fn most(&self) -> usize {
+        let waiting = self.lanes.len();
+        if waiting >= MANY * 2 && self.flights.is_empty() { waiting / 2 } else { usize::MAX }
     }
 
     /// Whether a request may go that would carry so many.

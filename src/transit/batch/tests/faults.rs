@@ -76,7 +76,7 @@ async fn one_bad_ciphertext_among_two_hundred_costs_its_neighbours_nothing() {
     assert!(answers[100].is_err());
     let mut sizes = sizes(&scripted, Verb::Decrypt);
     sizes.sort_unstable();
-    assert_eq!(sizes, [0, 10, 190], "one more request, for the bad one alone");
+    assert_eq!(sizes, [0, 100, 100], "one more request, for the bad one alone");
 }
 
 #[tokio::test(start_paused = true)]
@@ -86,9 +86,9 @@ async fn a_batch_of_wrong_ciphertexts_is_asked_of_the_active_node_once() {
     for answer in decrypt_all(&key, &asked).await {
         assert_eq!(answer.unwrap_err().refusal(), Some(&Refusal::WrongKey));
     }
-    assert_eq!(sizes(&scripted, Verb::Decrypt), [190, 190]);
+    assert_eq!(sizes(&scripted, Verb::Decrypt), [95, 95, 95, 95]);
     let needs_active: Vec<_> = scripted.seen().iter().map(|seen| seen.needs_active).collect();
-    assert_eq!(needs_active[1..], [false, true]);
+    assert_eq!(needs_active[1..], [false, false, true, true]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -154,17 +154,17 @@ async fn an_items_result_that_fails_its_checks_is_asked_for_alone() {
 async fn a_batch_that_is_too_large_is_cut_and_the_ceiling_remembered() {
     for (status, error) in [(400, "refused JSON input due to high complexity"), (413, "<html>")] {
         let (key, scripted) = key(move |seen| match items(seen).len() {
-            n if n > 30 && status == 413 => Reply::Http(413, error.to_owned()),
-            n if n > 30 => errors(status, error),
+            n if n > 14 && status == 413 => Reply::Http(413, error.to_owned()),
+            n if n > 14 => errors(status, error),
             _ => serve(seen, LATEST),
         });
-        assert_own(&decrypt_all(&key, &ciphertexts(100)).await);
-        assert_eq!(sizes(&scripted, Verb::Decrypt), [100, 50, 25, 25, 50, 25, 25]);
-        assert_own(&decrypt_all(&key, &ciphertexts(100)).await);
-        assert_eq!(sizes(&scripted, Verb::Decrypt)[7..], [25, 25, 25, 25], "{status}");
+        assert_own(&decrypt_all(&key, &ciphertexts(47)).await);
+        assert_eq!(sizes(&scripted, Verb::Decrypt), [47, 23, 11, 12, 24, 12, 12]);
+        assert_own(&decrypt_all(&key, &ciphertexts(47)).await);
+        assert_eq!(sizes(&scripted, Verb::Decrypt)[7..], [11, 11, 11, 11, 3], "{status}");
         tokio::time::advance(RECOVERY).await;
-        assert_own(&decrypt_all(&key, &ciphertexts(100)).await);
-        assert_eq!(sizes(&scripted, Verb::Decrypt)[11..12], [100], "{status}");
+        assert_own(&decrypt_all(&key, &ciphertexts(47)).await);
+        assert_eq!(sizes(&scripted, Verb::Decrypt)[12..13], [47], "{status}");
     }
 }
 

@@ -53,7 +53,8 @@ async fn a_waiter_that_goes_takes_nothing_from_the_others() {
             Err(gone) => assert!(gone.is_cancelled() && n >= 10 && n % 2 == 0),
         }
     }
-    assert_eq!(sizes(&scripted, Verb::Decrypt), [37], "those that are gone are left out");
+    let sent: usize = sizes(&scripted, Verb::Decrypt).iter().sum();
+    assert_eq!(sent, 37, "those that are gone are left out");
 }
 
 #[tokio::test(start_paused = true)]
@@ -169,7 +170,7 @@ async fn two_silent_requests_hold_up_nobody_for_long() {
 
 #[tokio::test(start_paused = true)]
 async fn few_calls_and_very_many_do_not_wait_for_a_single_one() {
-    for (calls, waits) in [(1, false), (7, false), (8, true), (47, true), (48, false)] {
+    for (calls, waits) in [(1, false), (7, false), (8, true), (23, true), (24, false)] {
         let (key, scripted) = key(but_two);
         let key = Arc::new(key);
         let _silent = silent_one(&key, &scripted).await;
@@ -268,7 +269,8 @@ async fn a_storm_of_one_kms_version_holds_up_nobody_of_the_other() {
         assert_eq!(answer.unwrap(), seed(2_000));
         // A token, and the first batch: a millisecond each.
         assert!(took <= Duration::from_millis(2), "{took:?}");
-        assert_eq!(sizes(&scripted, Verb::Decrypt).len(), 2_001_usize.div_ceil(190));
+        // Full ones, but that the last two share what is left.
+        assert_eq!(sizes(&scripted, Verb::Decrypt).len(), 2_001_usize.div_ceil(190) + 1);
     }
 }
 
