@@ -4,7 +4,6 @@
 #![allow(clippy::unwrap_used, reason = "a helper of tests fails the test")]
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -12,16 +11,17 @@ use lab::{Cluster as Nodes, Daemon, DevNode, FaultProxy, Kms, RELOADED};
 use secrecy::SecretString;
 use serde_json::json;
 use tonic::Code;
-use vault_kms_proxy::clock::{Deadline, Jitter, UnixSeconds};
-use vault_kms_proxy::cluster::tls::LoadedTls;
-use vault_kms_proxy::cluster::{Cluster, Stack};
-use vault_kms_proxy::config::settings::{
-    AuthSettings, ClusterName, ClusterSettings, KekName, KekSettings, TlsSettings,
-};
+use vault_kms_proxy::clock::{Deadline, UnixSeconds};
+use vault_kms_proxy::config::settings::AuthSettings;
 use vault_kms_proxy::secret::Plaintext;
 use vault_kms_proxy::transit::{
-    HttpTransitKey, KeyVersion, Refusal, TransitKey as _, TransitVerdicts, VaultCiphertext,
+    HttpTransitKey, KeyVersion, Refusal, TransitKey as _, VaultCiphertext,
 };
+
+#[path = "parts/vault_side.rs"]
+mod vault_side;
+
+use vault_side::{cluster_at, key_in};
 
 const DAEMON: &str = env!("CARGO_BIN_EXE_vault-kms-proxy");
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -42,33 +42,8 @@ fn seed(number: usize) -> Plaintext {
 
 /// The key at this address, asked with this token.
 fn key_at(address: &str, ca: &Path, token: &str) -> HttpTransitKey {
-    let settings = ClusterSettings {
-        name: ClusterName::try_new("bao").unwrap(),
-        addresses: vec![address.parse().unwrap()],
-        dns_servers: Vec::new(),
-        namespace: None,
-        auth_namespace: None,
-        tls: TlsSettings { ca_file: Some(ca.to_owned()), ..TlsSettings::default() },
-        auth: AuthSettings::Token(SecretString::from(token)),
-        allow_plaintext: false,
-        token_cache: None,
-    };
-    let tls = LoadedTls::read(&settings.tls).unwrap();
-    let jitter = Arc::new(Jitter::from_entropy());
-    let verdicts = Arc::new(TransitVerdicts);
-    let stack = Stack::try_new(&settings, &tls, verdicts, Arc::clone(&jitter)).unwrap();
-    let cluster = Cluster::new(Arc::new(settings), Arc::new(stack), jitter);
-    let kek = KekSettings {
-        name: KekName::try_new(KEY).unwrap(),
-        transit_key: KEY.to_owned(),
-        mount: "transit".to_owned(),
-        namespace: None,
-        clusters: vec![cluster.name().clone()],
-        replicas: Vec::new(),
-        epoch: None,
-        active_version: None,
-    };
-    HttpTransitKey::new(cluster, &kek)
+    let auth = AuthSettings::Token(SecretString::from(token));
+    key_in(&cluster_at(&[address], ca, auth), "transit", KEY)
 }
 
 fn key_of(bao: &DevNode) -> HttpTransitKey {

@@ -4,21 +4,21 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper of tests fails the test")]
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use lab::Cluster as Nodes;
 use secrecy::SecretString;
-use vault_kms_proxy::clock::{Deadline, Jitter, UnixSeconds};
-use vault_kms_proxy::cluster::tls::LoadedTls;
-use vault_kms_proxy::cluster::{Cluster, Stack};
-use vault_kms_proxy::config::settings::{
-    AuthSettings, ClusterName, ClusterSettings, KekName, KekSettings, TlsSettings,
-};
+use vault_kms_proxy::clock::{Deadline, UnixSeconds};
+use vault_kms_proxy::config::settings::AuthSettings;
 use vault_kms_proxy::secret::Plaintext;
 use vault_kms_proxy::transit::{
-    HttpTransitKey, KeyVersion, Refusal, TransitKey as _, TransitVerdicts, VaultCiphertext,
+    HttpTransitKey, KeyVersion, Refusal, TransitKey as _, VaultCiphertext,
 };
+
+#[path = "parts/vault_side.rs"]
+mod vault_side;
+
+use vault_side::{cluster_at, key_in};
 
 const ROUNDS: u32 = 15;
 
@@ -37,33 +37,8 @@ fn seed() -> Plaintext {
 
 /// The key `kube` at these addresses, asked with the root token.
 fn key_at(nodes: &Nodes, addresses: &[&str]) -> HttpTransitKey {
-    let settings = ClusterSettings {
-        name: ClusterName::try_new("bao").unwrap(),
-        addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
-        dns_servers: Vec::new(),
-        namespace: None,
-        auth_namespace: None,
-        tls: TlsSettings { ca_file: Some(nodes.ca_file().to_owned()), ..TlsSettings::default() },
-        auth: AuthSettings::Token(SecretString::from(nodes.root_token())),
-        allow_plaintext: false,
-        token_cache: None,
-    };
-    let tls = LoadedTls::read(&settings.tls).unwrap();
-    let jitter = Arc::new(Jitter::from_entropy());
-    let verdicts = Arc::new(TransitVerdicts);
-    let stack = Stack::try_new(&settings, &tls, verdicts, Arc::clone(&jitter)).unwrap();
-    let cluster = Cluster::new(Arc::new(settings), Arc::new(stack), jitter);
-    let kek = KekSettings {
-        name: KekName::try_new("kube").unwrap(),
-        transit_key: "kube".to_owned(),
-        mount: "transit".to_owned(),
-        namespace: None,
-        clusters: vec![cluster.name().clone()],
-        replicas: Vec::new(),
-        epoch: None,
-        active_version: None,
-    };
-    HttpTransitKey::new(cluster, &kek)
+    let auth = AuthSettings::Token(SecretString::from(nodes.root_token()));
+    key_in(&cluster_at(addresses, nodes.ca_file(), auth), "transit", "kube")
 }
 
 #[tokio::test]

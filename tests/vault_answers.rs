@@ -9,18 +9,18 @@ use std::time::Duration;
 use lab::{Admin, DevNode, policy_for};
 use secrecy::SecretString;
 use serde_json::json;
-use vault_kms_proxy::clock::{Deadline, Jitter, UnixSeconds};
-use vault_kms_proxy::cluster::tls::LoadedTls;
-use vault_kms_proxy::cluster::{Cluster, Stack};
-use vault_kms_proxy::config::settings::{
-    AppRoleSettings, AuthSettings, ClusterName, ClusterSettings, KekName, KekSettings, SecretId,
-    SecretSource, TlsSettings,
-};
+use vault_kms_proxy::clock::{Deadline, UnixSeconds};
+use vault_kms_proxy::cluster::Cluster;
+use vault_kms_proxy::config::settings::{AppRoleSettings, AuthSettings, SecretId, SecretSource};
 use vault_kms_proxy::secret::Plaintext;
 use vault_kms_proxy::transit::{
-    HttpTransitKey, KeyVersion, Refusal, TransitCause, TransitKey as _, TransitVerdicts,
-    VaultCiphertext,
+    HttpTransitKey, KeyVersion, Refusal, TransitCause, TransitKey as _, VaultCiphertext,
 };
+
+#[path = "parts/vault_side.rs"]
+mod vault_side;
+
+use vault_side::{cluster_at, key_in};
 
 /// The deadline of a call: longer than an apiserver's, for a machine that is busy.
 fn soon() -> Deadline {
@@ -38,44 +38,15 @@ fn seed() -> Plaintext {
 }
 
 fn cluster(node: &DevNode, auth: AuthSettings) -> Arc<Cluster> {
-    let settings = ClusterSettings {
-        name: ClusterName::try_new("bao").unwrap(),
-        addresses: vec![node.address().parse().unwrap()],
-        dns_servers: Vec::new(),
-        namespace: None,
-        auth_namespace: None,
-        tls: TlsSettings { ca_file: Some(node.ca_file().to_owned()), ..TlsSettings::default() },
-        auth,
-        allow_plaintext: false,
-        token_cache: None,
-    };
-    let tls = LoadedTls::read(&settings.tls).unwrap();
-    let jitter = Arc::new(Jitter::from_entropy());
-    let verdicts = Arc::new(TransitVerdicts);
-    let stack = Stack::try_new(&settings, &tls, verdicts, Arc::clone(&jitter)).unwrap();
-    Cluster::new(Arc::new(settings), Arc::new(stack), jitter)
+    cluster_at(&[node.address()], node.ca_file(), auth)
 }
 
 fn token(text: &str) -> AuthSettings {
     AuthSettings::Token(SecretString::from(text))
 }
 
-fn key_at(cluster: &Arc<Cluster>, mount: &str, key: &str) -> HttpTransitKey {
-    let kek = KekSettings {
-        name: KekName::try_new("kube-2026").unwrap(),
-        transit_key: key.to_owned(),
-        mount: mount.to_owned(),
-        namespace: None,
-        clusters: vec![cluster.name().clone()],
-        replicas: Vec::new(),
-        epoch: None,
-        active_version: None,
-    };
-    HttpTransitKey::new(Arc::clone(cluster), &kek)
-}
-
 fn key(cluster: &Arc<Cluster>, key: &str) -> HttpTransitKey {
-    key_at(cluster, "transit", key)
+    key_in(cluster, "transit", key)
 }
 
 fn ciphertext(text: &str) -> VaultCiphertext {
@@ -181,7 +152,7 @@ async fn each_refusal_of_a_verb_is_known_by_its_text() {
     assert_eq!(above.refusal(), Some(&Refusal::AboveLatest));
     let missing = key(&root, "none").read(soon()).await.unwrap_err();
     assert_eq!(missing.refusal(), Some(&Refusal::KeyNotFound));
-    let mount = key_at(&root, "elsewhere", "kube");
+    let mount = key_in(&root, "elsewhere", "kube");
     for refusal in [
         mount.encrypt(&seed(), version(1), soon()).await.unwrap_err(),
         mount.read(soon()).await.unwrap_err(),
